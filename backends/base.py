@@ -1,0 +1,158 @@
+"""The plugin interface: what a backend provides, and nothing else.
+
+Provider → ``Device`` → ``Program``. *Can run* (``supports``) and *is worth running* (``candidates``) are
+different questions. Importing a provider must import no driver library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from mnnpy.graph.ir import Array, Graph, Node, TensorType
+
+__all__ = [
+    "API_VERSION",
+    "Backend",
+    "Candidate",
+    "Device",
+    "DeviceInfo",
+    "NodeView",
+    "Program",
+    "Segment",
+    "Support",
+]
+
+#: Version of this interface; a provider with another one is skipped with a clear reason.
+API_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device of a backend; *unavailable* is the reason why it cannot be used, empty where it can."""
+
+    backend: str
+    name: str
+    index: int = 0
+    unavailable: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def available(self) -> bool:
+        return not self.unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether a device can run a node, and the reason where it cannot."""
+
+    ok: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a node, with its analytic cost: floating point operations, bytes moved, kernel launches."""
+
+    algorithm: str
+    flops: float
+    bytes: float
+    launches: int = 1
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node with the static types of its operands, and constant operands' values, for ``supports`` and ``candidates``."""
+
+    node: Node
+    inputs: tuple[TensorType | None, ...]
+    outputs: tuple[TensorType | None, ...]
+    constants: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a plan that one device runs: a graph in which every type is static and every op is supported."""
+
+    graph: Graph
+    precision: str = "normal"
+    threads: int = 0
+    optimize: frozenset[str] = frozenset()  #: names of the device's own optimisations that are switched on
+
+
+@runtime_checkable
+class Program(Protocol):
+    """A compiled segment. Safe to call from several threads at once."""
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run on buffers in the order of the segment's inputs; returns those of its outputs."""
+        ...
+
+    def time(self, inputs: Sequence[Any]) -> float:
+        """Seconds of one run by device timer or synchronised clock."""
+        ...
+
+    def profile(self, inputs: Sequence[Any]) -> list[tuple[str, str, str, float, float]]:
+        """One run, op by op: (op, node name, algorithm, start seconds, duration seconds)."""
+        ...
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What was compiled: one row per step with op, node, algorithm, output shape."""
+        ...
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes by purpose: ``arena``, ``weights``, ``scratch``."""
+        ...
+
+
+@runtime_checkable
+class Device(Protocol):
+    """An opened device."""
+
+    info: DeviceInfo
+
+    def supports(self, view: NodeView) -> Support:
+        """Can it run this node? Atomic ops and those composites that it claims."""
+        ...
+
+    def candidates(self, view: NodeView) -> list[Candidate]:
+        """Ways to run a supported node."""
+        ...
+
+    def compile(self, segment: Segment) -> Program:
+        """Build a segment; raises BackendError naming the node that failed."""
+        ...
+
+    def upload(self, array: Array) -> Any:
+        """A device buffer with the array's contents (the array itself where memory is shared)."""
+        ...
+
+    def download(self, buffer: Any) -> Array:
+        """The contents of a device buffer."""
+        ...
+
+    def synchronize(self) -> None:
+        """Return when all work that was submitted is done."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A provider, found through the entry-point group ``mnnpy.backends``."""
+
+    api_version: int
+    name: str
+
+    def devices(self) -> list[DeviceInfo]:
+        """All devices, including unusable ones with the reason."""
+        ...
+
+    def open(self, info: DeviceInfo, **options: Any) -> Device:
+        """Open a device; raises BackendUnavailableError with reason and remedy."""
+        ...
