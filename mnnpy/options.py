@@ -1,0 +1,74 @@
+"""Session options."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, fields
+
+from mnnpy.errors import InputError
+
+__all__ = ["OPTIMIZATIONS", "Options"]
+
+#: Optimisations that can be switched off one by one; results do not depend on them beyond rounding.
+OPTIMIZATIONS = frozenset(
+    {"patterns", "merge_vertical", "merge_horizontal", "cse", "layout", "fuse_epilogue", "fuse_elementwise", "in_place"}
+)
+PRECISIONS = ("high", "normal", "low")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a Session plans and runs.
+
+    threads: worker threads of the CPU backend, 0 = one per available core.
+    precision: ``high`` strict fp32 with direct algorithms, ``normal`` fp32 within 3e-5 of the output's maximum,
+        ``low`` bf16/fp16 arithmetic where a backend has it.
+    optimize: names out of ``OPTIMIZATIONS``; all by default.
+    fallback: allow ops that no chosen backend supports to run on ``reference`` (host ops always may); every
+        op that fell back is named in ``Session.explain()``.
+    max_plans: how many specialisations (input shapes) a Session keeps compiled.
+    memory_limit: bytes that one plan may need for activations; 0 = the machine's physical memory.
+    """
+
+    threads: int = 0
+    precision: str = "normal"
+    optimize: frozenset[str] = OPTIMIZATIONS
+    fallback: bool = False
+    max_plans: int = 32
+    memory_limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision '{self.precision}' is not one of {', '.join(PRECISIONS)}")
+        if self.threads < 0 or self.threads > 1024:
+            raise InputError(f"threads={self.threads}: give 0 (all cores) to 1024")
+        unknown = sorted(set(self.optimize) - OPTIMIZATIONS)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], OPTIMIZATIONS, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(OPTIMIZATIONS))}"
+            raise InputError(f"unknown optimisation '{unknown[0]}'{hint}")
+        if self.max_plans < 1:
+            raise InputError(f"max_plans={self.max_plans}: at least 1")
+
+    @property
+    def thread_count(self) -> int:
+        """Threads that will be used."""
+        if self.threads:
+            return self.threads
+        try:
+            return len(os.sched_getaffinity(0))
+        except AttributeError:
+            return os.cpu_count() or 1
+
+    @classmethod
+    def make(cls, options: Options | None, **keywords: object) -> Options:
+        """*options* with *keywords* replaced; an unknown keyword raises TypeError with a near match."""
+        known = {f.name for f in fields(cls)}
+        for key in keywords:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+                raise TypeError(f"unknown option '{key}'{hint}")
+        base = {f.name: getattr(options, f.name) for f in fields(cls)} if options else {}
+        return cls(**{**base, **keywords})  # type: ignore[arg-type]
