@@ -31,12 +31,14 @@ class Specialized:
     ``graph`` holds what has static types now; ``late`` the rest, reading values of ``graph`` or its inputs.
     ``outputs`` names, per output of the source graph, the value that holds it (of either part).
     ``needs`` are graph inputs whose *values* would let the walk go further: specialise again with them.
+    ``sources`` tells for a value on which small inputs it depends cheaply (``None``: it does not).
     """
 
     graph: Graph
     late: Graph | None
     outputs: tuple[str, ...]
     needs: frozenset[str]
+    sources: Mapping[str, frozenset[str] | None]
 
 
 @dataclass(slots=True)
@@ -265,7 +267,7 @@ def _split(
         types,
         graph.metadata,
     )
-    return Specialized(_prune(early), late, outputs, frozenset(walk.needs))
+    return Specialized(_prune(early), late, outputs, frozenset(walk.needs), walk.sources)
 
 
 def _prune(graph: Graph) -> Graph:

@@ -1,0 +1,111 @@
+"""What a Session does and how long it takes: explanation rows and Chrome traces."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mnnpy.control import run_control
+
+if TYPE_CHECKING:
+    from mnnpy.options import Options
+    from mnnpy.runtime import Executable, Plan
+
+__all__ = ["Explanation", "explain_plans", "profile_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One row per step of every plan: plan, backend, op, node, algorithm, shape, reason."""
+
+    rows: tuple[dict[str, Any], ...]
+    precision: str
+    memory: tuple[dict[str, int], ...]
+
+    @property
+    def fallbacks(self) -> tuple[dict[str, Any], ...]:
+        """Rows of nodes that ran on ``reference`` although no chosen backend asked for it."""
+        return tuple(r for r in self.rows if r["fallback"])
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"precision {self.precision}; no plan yet: run the session, or pass feeds to explain()"
+        head = ("plan", "backend", "op", "algorithm", "shape", "node")
+        table = [head, *(tuple(str(r[k]) for k in head) for r in self.rows)]
+        widths = [max(len(row[k]) for row in table) for k in range(len(head))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        counts = Counter(str(r["backend"]) for r in self.rows)
+        summary = ", ".join(f"{n} on {b}" for b, n in counts.most_common())
+        for r in self.fallbacks:
+            lines.append(f"fallback: {r['op']} ({r['node']}): {r['reason']}")
+        return "\n".join([f"precision {self.precision}; {summary}", *lines])
+
+
+def explain_plans(executable: Executable, options: Options, prefix: str = "") -> Explanation:
+    """Rows for all plans of *executable*, its late parts and control-flow bodies."""
+    rows: list[dict[str, Any]] = []
+    memory: list[dict[str, int]] = []
+    for number, plan in enumerate(executable.plans()):
+        name = f"{prefix}{number}"
+        for step in plan.steps:
+            if step.program is None:
+                node = step.node
+                assert node is not None
+                rows.append(_row(name, "control", node.op, node.label, "session", "", "control flow", False))
+                for key, body in step.bodies.items():
+                    rows.extend(explain_plans(body, options, f"{name}.{key}.").rows)
+                continue
+            memory.append(dict(step.program.memory))
+            reasons = {n.label: a.reason for n, a in zip(step.graph.nodes, step.assignments, strict=True)}
+            for described in step.program.describe():
+                reason = reasons.get(described["node"], "")
+                fell = reason.startswith("fallback")
+                rows.append(
+                    _row(name, step.device, described["op"], described["node"], described["algorithm"],
+                         described.get("shape", ""), reason, fell)  # fmt: skip
+                )
+        if plan.late is not None:
+            rows.extend(explain_plans(plan.late, options, f"{name}+").rows)
+    return Explanation(tuple(rows), options.precision, tuple(memory))
+
+
+def _row(plan: str, backend: str, op: str, node: str, algorithm: str, shape: Any, reason: str, fallback: bool) -> dict[str, Any]:
+    return {"plan": plan, "backend": backend, "op": op, "node": node, "algorithm": algorithm, "shape": shape,
+            "reason": reason, "fallback": fallback}  # fmt: skip
+
+
+def profile_plan(plan: Plan, feeds: list[Any], repeat: int = 1) -> dict[str, Any]:
+    """A Chrome trace of *repeat* runs; one thread id per backend, times in microseconds."""
+    events: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    for _ in range(max(1, repeat)):
+        _profile(plan, feeds, events, start)
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _profile(plan: Plan, feeds: list[Any], events: list[dict[str, Any]], start: float) -> list[Any]:
+    values = {**plan.constants, **dict(zip(plan.inputs, feeds, strict=True))}
+    for step in plan.steps:
+        args = [values[n] for n in step.inputs]
+        begin = time.perf_counter()
+        if step.program is None:
+            results = run_control(step.node, step.bodies, args)
+            assert step.node is not None
+            events.append(_event(step.node.op, step.node.label, "session", "control", begin - start, time.perf_counter() - begin))
+        else:
+            for op, node, algorithm, at, duration in step.program.profile(args):
+                events.append(_event(op, node, algorithm, step.device, begin - start + at, duration))
+            results = step.program.run(args)
+        values.update(zip(step.outputs, results, strict=False))
+    if plan.late is not None:
+        args = [values[n] for n in plan.late.graph.input_names]
+        late = plan.late.plan(args)
+        values.update(zip(plan.late.graph.output_names, _profile(late, args, events, start), strict=True))
+    return [values[n] for n in plan.outputs]
+
+
+def _event(op: str, node: str, algorithm: str, backend: str, at: float, duration: float) -> dict[str, Any]:
+    return {"cat": "Node", "pid": 1, "tid": backend, "ts": round(at * 1e6, 3), "dur": round(duration * 1e6, 3),
+            "ph": "X", "name": op, "args": {"node": node, "algorithm": algorithm, "op_name": op}}  # fmt: skip

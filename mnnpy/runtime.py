@@ -1,0 +1,252 @@
+"""Executables and plans: what a Session runs.
+
+An ``Executable`` is a graph plus the plans made for it so far, one per signature (input shapes, and values
+where shapes depend on them). A ``Plan`` is a list of steps over named values.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mnnpy.backends.base import Device, Program, Segment
+from mnnpy.control import run_control
+from mnnpy.decompose.lower import Decomposed, decompose, view_of
+from mnnpy.errors import InputError, MnnpyError, ModelError
+from mnnpy.graph.dims import numel
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, tensor_type_of
+from mnnpy.options import Options
+from mnnpy.search.partition import CONTROL, HOST, Assignment, Part, assign, form_parts
+from mnnpy.specialize import Specialized, specialize
+
+__all__ = ["Context", "Executable", "Plan", "Step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all executables of a Session share."""
+
+    devices: tuple[Device, ...]
+    host: Device
+    options: Options
+    memory_limit: int
+
+
+@dataclass(slots=True)
+class Step:
+    """One part of a plan: a compiled program, or a control-flow node with executables for its bodies."""
+
+    device: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    graph: Graph
+    program: Program | None = None
+    node: Node | None = None
+    bodies: dict[str, Executable] = field(default_factory=dict)
+    assignments: tuple[Assignment, ...] = ()
+
+
+@dataclass(slots=True)
+class Plan:
+    """Steps in order; then, where data decide shapes, an executable for the late part."""
+
+    inputs: tuple[str, ...]  #: names read from the feeds, in the order of the executable's inputs
+    constants: Mapping[str, Array]
+    steps: list[Step]
+    late: Executable | None
+    outputs: tuple[str, ...]
+    direct: Program | None  #: set where the plan is exactly one program over all inputs in order
+
+    def run(self, feeds: Sequence[Any]) -> list[Any]:
+        """Run on feeds in input order; results in output order."""
+        if self.direct is not None:
+            return self.direct.run(feeds)
+        values: dict[str, Any] = dict(self.constants)
+        values.update(zip(self.inputs, feeds, strict=True))
+        for step in self.steps:
+            args = [values[n] for n in step.inputs]
+            results = step.program.run(args) if step.program is not None else run_control(step.node, step.bodies, args)
+            values.update(zip(step.outputs, results, strict=False))
+        if self.late is not None:
+            results = self.late.run([values[n] for n in self.late.graph.input_names])
+            values.update(zip(self.late.graph.output_names, results, strict=True))
+        return [values[n] for n in self.outputs]
+
+
+class Executable:
+    """A graph and its plans. Safe to run from several threads at once."""
+
+    def __init__(self, graph: Graph, context: Context, depth: int = 0) -> None:
+        self.graph = graph
+        self.context = context
+        self.depth = depth
+        self._value_inputs: tuple[int, ...] = ()
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def run(self, feeds: Sequence[Any]) -> list[Any]:
+        """Run on values in the order of the graph's inputs."""
+        return self.plan(feeds).run(feeds)
+
+    def plan(self, feeds: Sequence[Any]) -> Plan:
+        """The plan for these feeds, made now if it is new."""
+        found = self._plans.get(self._signature(feeds))
+        return found if found is not None else self._make(feeds)
+
+    def prepare(self) -> bool:
+        """Plan ahead if all input types are static and no shape depends on input values."""
+        types: dict[str, Type] = {}
+        for value in self.graph.inputs:
+            if not isinstance(value.type, TensorType) or not value.type.is_static:
+                return False
+            types[value.name] = value.type
+        with self._lock:
+            spec = specialize(self.graph, types, {})
+            if spec.needs or spec.late is not None:
+                return False
+            built = self._build(spec)
+            if built is None:
+                return False
+            key = tuple((t.shape, t.dtype.numpy) for t in types.values() if isinstance(t, TensorType))
+            self._plans[key] = built
+        return True
+
+    def plans(self) -> list[Plan]:
+        """The plans made so far, oldest first."""
+        return list(self._plans.values())
+
+    def _signature(self, feeds: Sequence[Any]) -> Any:
+        key = tuple([(a.shape, a.dtype) if type(a) is np.ndarray else _kind(a) for a in feeds])
+        if self._value_inputs:
+            return key, tuple(feeds[k].tobytes() for k in self._value_inputs)
+        return key
+
+    def _make(self, feeds: Sequence[Any]) -> Plan:
+        with self._lock:
+            found = self._plans.get(self._signature(feeds))
+            if found is not None:
+                return found
+            names = self.graph.input_names
+            types = {
+                v.name: tensor_type_of(a) if isinstance(a, np.ndarray) else v.type
+                for v, a in zip(self.graph.inputs, feeds, strict=True)
+            }
+            while True:
+                known = {names[k]: feeds[k] for k in self._value_inputs}
+                spec = specialize(self.graph, types, known)  # type: ignore[arg-type]
+                plan = self._build(spec) if not spec.needs else None
+                if plan is not None:
+                    break
+                wanted = spec.needs or self._wanted
+                self._value_inputs = tuple(k for k, n in enumerate(names) if n in wanted or n in known)
+                if set(known) == {names[k] for k in self._value_inputs}:
+                    raise ModelError(f"graph '{self.graph.name}': the shapes depend on {sorted(wanted)} in a circle")
+                self._plans.clear()  # signatures have another form now
+            self._plans[self._signature(feeds)] = plan
+            while len(self._plans) > self.context.options.max_plans:
+                self._plans.popitem(last=False)
+            return plan
+
+    _wanted: frozenset[str] = frozenset()
+
+    def _build(self, spec: Specialized) -> Plan | None:
+        """A plan, or None where a rule asked for the value of an input (then ``_wanted`` names it)."""
+        context = self.context
+        graph = spec.graph
+        _check_memory(graph, context.memory_limit)
+        if "patterns" in context.options.optimize:
+            from mnnpy.decompose.patterns import recognize
+
+            graph = recognize(graph)
+        primary = context.devices[0]
+        lowered = decompose(
+            graph, lambda v: bool(primary.supports(v)), primary.info.backend, optimize=context.options.optimize
+        )
+        self._wanted = frozenset().union(*(spec.sources.get(n) or () for n in lowered.needs))
+        if self._wanted:
+            return None
+        steps = self._steps(lowered)
+        late = Executable(spec.late, context, self.depth + 1) if spec.late is not None else None
+        outputs = tuple(lowered.names.get(n, n) for n in spec.outputs)
+        if late is not None:
+            renamed = tuple(lowered.names.get(n, n) for n in late.graph.input_names)
+            if renamed != late.graph.input_names:
+                late = Executable(_rename_inputs(late.graph, renamed), context, self.depth + 1)
+        inputs = self.graph.input_names
+        direct = None
+        if late is None and len(steps) == 1 and steps[0].inputs == inputs and steps[0].outputs == outputs:
+            direct = steps[0].program
+        return Plan(inputs, lowered.graph.constants, steps, late, outputs, direct)
+
+    def _steps(self, lowered: Decomposed) -> list[Step]:
+        graph, context = lowered.graph, self.context
+        chosen = assign(
+            graph,
+            context.devices,
+            lambda n: view_of(n, graph.types, graph.constants),
+            fallback=context.options.fallback,
+        )
+        by_output = {n.outputs: a for n, a in zip(graph.nodes, chosen, strict=True)}
+        return [self._step(part, tuple(by_output[n.outputs] for n in part.graph.nodes)) for part in form_parts(graph, chosen)]
+
+    def _step(self, part: Part, assignments: tuple[Assignment, ...]) -> Step:
+        inputs, outputs = part.graph.input_names, part.graph.output_names
+        options = self.context.options
+        if part.device == CONTROL:
+            (node,) = part.graph.nodes
+            constants = part.graph.constants
+            bodies = {key: Executable(body, self.context, self.depth + 1) for key, body in node.subgraphs()}
+            read = tuple(dict.fromkeys(n for n in node.inputs if n))
+            del constants
+            return Step("control", read, node.outputs, part.graph, None, node, bodies, assignments)
+        device = self.context.host if part.device == HOST else self.context.devices[part.device]
+        segment = Segment(part.graph, options.precision, options.thread_count, options.optimize)
+        return Step(device.info.backend, inputs, outputs, part.graph, device.compile(segment), None, {}, assignments)
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, list):
+        return "list"
+    return type(value)
+
+
+def _rename_inputs(graph: Graph, names: tuple[str, ...]) -> Graph:
+    new = dict(zip(graph.input_names, names, strict=True))
+    outer = {n for node in graph.nodes for n in node.outputs} & set(names)
+    if outer:
+        raise MnnpyError(f"graph '{graph.name}': names {sorted(outer)} would clash")
+    unique: dict[str, Any] = {}
+    for value in graph.inputs:
+        unique.setdefault(new[value.name], type(value)(new[value.name], value.type))
+    return graph.replace(
+        inputs=tuple(unique.values()),
+        nodes=tuple(n.replace(inputs=tuple(new.get(i, i) for i in n.inputs)) for n in graph.nodes),
+    )
+
+
+def _check_memory(graph: Graph, limit: int) -> None:
+    """Refuse a plan with a tensor that cannot fit, before anybody tries to allocate it."""
+    for node in graph.nodes:
+        for name in node.outputs:
+            t = graph.types.get(name)
+            if isinstance(t, TensorType) and t.is_static and t.dtype is not DType.STRING:
+                size = int(numel(t.shape or ())) * t.dtype.itemsize  # type: ignore[arg-type]
+                if size > limit:
+                    raise ModelError(
+                        f"node '{node.label}' ({node.op}) would produce {t}: {size / 2**30:.1f} GiB, more than the "
+                        f"memory limit of {limit / 2**30:.1f} GiB; use smaller inputs or raise Options.memory_limit"
+                    )
+
+
+def require_inputs(names: Sequence[str], missing: Sequence[str]) -> None:
+    """Raise InputError for inputs that were not given."""
+    if missing:
+        raise InputError(f"missing input(s): {', '.join(missing)}; the model takes {', '.join(names)}")
+
+

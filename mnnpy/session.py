@@ -1,0 +1,313 @@
+"""The Session: load a model, plan it for the chosen backends, run it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mnnpy.errors import BackendUnavailableError, InputError
+from mnnpy.explain import Explanation, explain_plans, profile_plan
+from mnnpy.graph.dims import Dim, SymDim
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array, Graph, OptionalType, SequenceType, TensorType, Type, Value
+from mnnpy.options import Options
+from mnnpy.runtime import Context, Executable
+
+__all__ = ["Binding", "NodeArg", "Session"]
+
+_ORT_NAMES = {
+    "bool": "bool", "i4": "int4", "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u4": "uint4",
+    "u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64", "f16": "float16", "bf16": "bfloat16",
+    "f32": "float", "f64": "double", "string": "string", "c64": "complex64", "c128": "complex128",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class NodeArg:
+    """An input or output of a model: ``shape`` holds ints, names of symbolic sizes, or is None (unknown rank)."""
+
+    name: str
+    shape: tuple[int | str, ...] | None
+    type: str  #: as ONNX Runtime writes it: ``tensor(float)``, ``seq(tensor(int64))``
+
+    @classmethod
+    def of(cls, value: Value) -> NodeArg:
+        t = value.type
+        shape = None
+        if isinstance(t, TensorType) and t.shape is not None:
+            shape = tuple(str(d) if isinstance(d, SymDim) else d for d in t.shape)
+        return cls(value.name, shape, _type_name(t))
+
+
+def _type_name(t: Type | None) -> str:
+    if isinstance(t, TensorType):
+        return f"tensor({_ORT_NAMES.get(t.dtype.value, t.dtype.value)})"
+    if isinstance(t, SequenceType):
+        return f"seq({_type_name(t.elem)})"
+    if isinstance(t, OptionalType):
+        return f"optional({_type_name(t.elem)})"
+    return "?" if t is None else str(t)
+
+
+class Binding:
+    """Inputs bound once and results fetched after a run, to leave per-call checks out of a hot loop."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._feeds: list[Any] = [None] * len(session._graph.inputs)
+        self._plan: Any = None
+        self.outputs: dict[str, Any] = {}
+
+    def bind_input(self, name: str, value: Any) -> None:
+        """Bind *value* (kept by reference: later changes in place are seen by the next run)."""
+        self._feeds[self._session._index(name)] = self._session._check(name, value)
+        self._plan = None
+
+
+class Session:
+    """A model ready to run.
+
+    model: path of an ``.onnx`` or ``.mnnpy`` file, the bytes of an ONNX model, an ``onnx.ModelProto``, or a Graph.
+    backends: ``"auto"``, a backend name, or a list of names in order of preference.
+    options / keywords: see ``mnnpy.Options``.
+
+    Many threads may call ``run`` on one Session. Raises ModelError, UnsupportedOpError, BackendUnavailableError.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | Graph | Any,
+        backends: str | Sequence[str] = "auto",
+        options: Options | None = None,
+        **keywords: Any,
+    ) -> None:
+        self.options = Options.make(options, **keywords)
+        self._graph = _load(model)
+        self._context = _context(backends, self.options)
+        self._executable = Executable(self._graph, self._context)
+        self._names = self._graph.output_names
+        self._positions = {n: k for k, n in enumerate(self._graph.input_names)}
+        self._defaults = {
+            k: self._graph.constants[v.name]
+            for k, v in enumerate(self._graph.inputs)
+            if v.name in self._graph.constants
+        }
+        self._fast: tuple[tuple[tuple[int, ...], Any], ...] | None = None
+        self._executable.prepare()
+
+    # -- running --
+
+    def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
+        """Run the model on ``{input name: array}``; returns the named outputs, or all of them for ``None``.
+
+        Arrays may be anything with ``__array__`` or DLPack; C-contiguous ones of the right dtype are not copied.
+        Raises InputError for missing, unknown or misfit inputs.
+        """
+        args = self._feeds(feeds)
+        results = self._executable.run(args)
+        if output_names is None:
+            return results
+        return [results[k] for k in self._selected(output_names)]
+
+    def __call__(self, *args: Any, **feeds: Any) -> list[Any]:
+        """Run on positional inputs in model order, or on keywords."""
+        if len(args) > len(self._graph.inputs):
+            raise InputError(f"{len(args)} inputs given, the model takes {len(self._graph.inputs)}")
+        return self.run(None, {**dict(zip(self._graph.input_names, args, strict=False)), **feeds})
+
+    def binding(self) -> Binding:
+        """A new, empty binding for ``run_with_binding``."""
+        return Binding(self)
+
+    def run_with_binding(self, binding: Binding) -> dict[str, Any]:
+        """Run on bound inputs; the results are in ``binding.outputs`` and returned."""
+        if binding._plan is None:
+            feeds = {n: v for n, v in zip(self._graph.input_names, binding._feeds, strict=True) if v is not None}
+            binding._feeds = self._feeds(feeds)
+            binding._plan = self._executable.plan(binding._feeds)
+        results = binding._plan.run(binding._feeds)
+        binding.outputs = dict(zip(self._names, results, strict=True))
+        return binding.outputs
+
+    # -- looking --
+
+    def get_inputs(self) -> list[NodeArg]:
+        """Inputs that must be fed (those with defaults come last and may be)."""
+        required = [v for k, v in enumerate(self._graph.inputs) if k not in self._defaults]
+        return [NodeArg.of(v) for v in required]
+
+    def get_outputs(self) -> list[NodeArg]:
+        """All outputs."""
+        return [NodeArg.of(v) for v in self._graph.outputs]
+
+    @property
+    def graph(self) -> Graph:
+        """The model as imported."""
+        return self._graph
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Names of the backends in use, in order of preference."""
+        return tuple(d.info.backend for d in self._context.devices)
+
+    def explain(self, feeds: Mapping[str, Any] | None = None) -> Explanation:
+        """What runs where, by which algorithm and why: for all plans made so far, or the plan for *feeds*."""
+        if feeds is not None:
+            self._executable.plan(self._feeds(feeds))
+        return explain_plans(self._executable, self.options)
+
+    def profile(self, feeds: Mapping[str, Any], repeat: int = 1) -> dict[str, Any]:
+        """Run *repeat* times op by op; returns a Chrome trace (``json.dump`` it and open it in Perfetto)."""
+        args = self._feeds(feeds)
+        return profile_plan(self._executable.plan(args), args, repeat)
+
+    # -- inputs --
+
+    def _feeds(self, feeds: Mapping[str, Any]) -> list[Any]:
+        args: list[Any] = [None] * len(self._positions)
+        try:
+            for name, value in feeds.items():
+                args[self._positions[name]] = value
+        except KeyError:
+            self._unknown(feeds)
+        if self._fast is not None:
+            for a, known in zip(args, self._fast, strict=True):
+                if type(a) is not np.ndarray or a.shape != known[0] or a.dtype != known[1] or not a.flags.c_contiguous:
+                    break
+            else:
+                return args
+        return self._checked(feeds, args)
+
+    def _checked(self, feeds: Mapping[str, Any], args: list[Any]) -> list[Any]:
+        missing = []
+        sizes: dict[str, tuple[int, str]] = {}
+        for k, value in enumerate(self._graph.inputs):
+            if value.name not in feeds:
+                if k in self._defaults:
+                    args[k] = self._defaults[k]
+                    continue
+                missing.append(value.name)
+                continue
+            args[k] = self._check(value.name, args[k], sizes)
+        if missing:
+            shown = ", ".join(str(v) for v in self._graph.inputs if v.name in missing)
+            raise InputError(f"missing input(s): {shown}; give every input of get_inputs()")
+        if all(type(a) is np.ndarray for a in args):
+            self._fast = tuple((a.shape, a.dtype) for a in args)
+        return args
+
+    def _check(self, name: str, value: Any, sizes: dict[str, tuple[int, str]] | None = None) -> Any:
+        declared = self._graph.inputs[self._index(name)].type
+        if declared is not None and not isinstance(declared, TensorType):
+            return value if value is None or isinstance(value, dict) else _as_sequence(name, value, declared)
+        array = _as_array(name, value)
+        if declared is None:
+            return array
+        want = declared.dtype
+        if want is DType.STRING:
+            if array.dtype != object:
+                array = array.astype(object)
+        elif array.dtype != want.numpy:
+            raise InputError(f"input '{name}' must be {want.numpy}, got {array.dtype}; use .astype({want.numpy})")
+        if declared.shape is not None:
+            _check_shape(name, array.shape, declared.shape, {} if sizes is None else sizes)
+        return array
+
+    def _index(self, name: str) -> int:
+        if name not in self._positions:
+            self._unknown({name: None})
+        return self._positions[name]
+
+    def _unknown(self, feeds: Mapping[str, Any]) -> None:
+        bad = [n for n in feeds if n not in self._positions]
+        near = difflib.get_close_matches(str(bad[0]), self._positions, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the model takes {', '.join(self._positions) or 'none'}"
+        raise InputError(f"unknown input '{bad[0]}'; {hint}")
+
+    def _selected(self, names: Sequence[str]) -> list[int]:
+        found = []
+        for name in names:
+            if name not in self._names:
+                near = difflib.get_close_matches(name, self._names, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"the model has {', '.join(self._names)}"
+                raise InputError(f"unknown output '{name}'; {hint}")
+            found.append(self._names.index(name))
+        return found
+
+
+def _load(model: Any) -> Graph:
+    if isinstance(model, Graph):
+        return model
+    if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".mnnpy"):
+        from mnnpy.graph.serialize import load
+
+        return load(os.fspath(model))
+    from mnnpy.convert.onnx import from_onnx
+
+    return from_onnx(model)
+
+
+def _context(backends: str | Sequence[str], options: Options) -> Context:
+    from mnnpy.backends.registry import open_device
+
+    names = ["cpu"] if backends == "auto" else [backends] if isinstance(backends, str) else list(backends)
+    if not names:
+        raise BackendUnavailableError("backends=[] leaves nothing to run on; give 'auto' or a list of names")
+    devices = tuple(open_device(n, threads=options.thread_count) for n in names)
+    host = next((d for d in devices if d.info.backend == "reference"), None) or open_device("reference")
+    limit = options.memory_limit or _physical_memory()
+    return Context(devices, host, options, limit)
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 40
+
+
+def _as_array(name: str, value: Any) -> Array:
+    if isinstance(value, np.ndarray):
+        array = value
+    elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        array = np.from_dlpack(value)
+    else:
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"input '{name}' is not convertible to an array: {error}") from error
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _as_sequence(name: str, value: Any, declared: Type) -> Any:
+    elem = declared.elem if isinstance(declared, (SequenceType, OptionalType)) else None
+    if isinstance(declared, OptionalType) and isinstance(elem, TensorType):
+        return _as_array(name, value)
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"input '{name}' is {declared}; give a list of arrays, not {type(value).__name__}")
+    return [v if v is None or isinstance(v, (list, dict)) else _as_array(name, v) for v in value]
+
+
+def _check_shape(name: str, got: tuple[int, ...], want: tuple[Dim, ...], sizes: dict[str, tuple[int, str]]) -> None:
+    if len(got) != len(want):
+        raise InputError(f"input '{name}' must have rank {len(want)} {_dims(want)}, got shape {got}")
+    for k, (g, w) in enumerate(zip(got, want, strict=True)):
+        if not isinstance(w, SymDim):
+            if g != w:
+                raise InputError(f"input '{name}' must have shape {_dims(want)}, got {got} (dimension {k})")
+        elif len(w.terms) == 1 and w.terms[0][1] == 1 and w.constant == 0:
+            symbol = w.terms[0][0]
+            first = sizes.setdefault(symbol, (g, name))
+            if first[0] != g:
+                raise InputError(
+                    f"input '{name}' has {symbol}={g} (dimension {k}), but input '{first[1]}' has {symbol}={first[0]}"
+                )
+
+
+def _dims(shape: tuple[Dim, ...]) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"
