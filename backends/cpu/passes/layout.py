@@ -1,0 +1,213 @@
+"""Channels-last layout: convolutions, pools and what lies between them run on ``[N, …, C]``.
+
+Each value may get a *twin* in channels-last order. A convolution reads and writes twins; element-wise ops,
+reductions and gathers follow whichever form their operands have; the plain form is made, once, where an op needs
+it. Every change of form is a raster, so vertical merging afterwards removes those that meet (a channel shuffle
+between two convolutions becomes one raster from twin to twin).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+
+from mnnpy.backends.cpu.passes.edit import Editor, channels_last, inverse, permuted
+from mnnpy.decompose.raster import Region, row_major
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Graph, Node, TensorType
+
+__all__ = ["to_channels_last"]
+
+_ELEMENTWISE = {"Unary", "Binary", "Select", "Convert"}
+_ALONG_AXIS = {"Softmax", "LogSoftmax", "PrefixScan"}
+
+
+def to_channels_last(graph: Graph) -> Graph:
+    """Rewrite *graph* around its 1-d and 2-d float convolutions and pools; unchanged if it has no convolution."""
+    if not any(_is_spatial(graph, n) and n.op == "Convolution" for n in graph.nodes):
+        return graph
+    work = _Layout(Editor(graph, "cl"))
+    for node in graph.nodes:
+        work.visit(node)
+    for name in graph.output_names:
+        work.plain(name, "output")
+    return work.edit.finish()
+
+
+def _is_spatial(graph: Graph, node: Node) -> bool:
+    if node.op not in ("Convolution", "Pool"):
+        return False
+    t = graph.types.get(node.outputs[0])
+    return isinstance(t, TensorType) and t.dtype is DType.F32 and t.rank in (3, 4) and len(node.outputs) == 1
+
+
+@dataclass(slots=True)
+class _Layout:
+    edit: Editor
+    twins: dict[str, str] = field(default_factory=dict)  #: plain name → channels-last name
+    missing: set[str] = field(default_factory=set)  #: plain names not materialised yet
+    prefers: set[str] = field(default_factory=set)  #: plain values made by rasters out of twins
+
+    def visit(self, node: Node) -> None:
+        if _is_spatial(self.edit.graph, node):
+            self._spatial(node)
+        elif node.op in _ELEMENTWISE and self._follow(node):
+            self._elementwise(node)
+        elif node.op == "Reduce" and self._has_twin(node.inputs[0]):
+            self._reduce(node)
+        elif node.op in _ALONG_AXIS and self._has_twin(node.inputs[0]):
+            self._axis(node)
+        elif node.op == "Gather" and self._has_twin(node.inputs[0]) and len(self.edit.shape(node.inputs[1])) == 1:
+            self._axis(node)
+        else:
+            if node.op == "Raster":
+                self._note_raster(node)
+            for name in node.inputs:
+                if name:
+                    self.plain(name, node.name)
+            self.edit.emit(node)
+
+    # -- forms --
+
+    def _has_twin(self, name: str) -> bool:
+        return name in self.twins
+
+    def _leans(self, name: str) -> bool:
+        return name in self.twins or name in self.prefers
+
+    def plain(self, name: str, origin: str) -> str:
+        """Make sure that the plain form of *name* exists."""
+        if name in self.missing:
+            self.missing.discard(name)
+            twin = self.twins[name]
+            perm = inverse(channels_last(len(self.edit.shape(twin))))
+            shape, out = self.edit.shape(twin), self.edit.shape(name)
+            region = Region(0, out, 0, permuted(row_major(shape), perm), 0, row_major(out))
+            attrs = {"regions": (region,), "shape": out, "fill": None}
+            self.edit.emit(Node("Raster", (twin,), (name,), attrs, origin))
+        return name
+
+    def twin(self, name: str, origin: str) -> str:
+        """The channels-last form of *name*."""
+        found = self.twins.get(name)
+        if found is None:
+            perm = channels_last(len(self.edit.shape(name)))
+            found = self.twins[name] = self.edit.transpose(name, perm, name, origin)
+        return found
+
+    def _define(self, name: str, twin: str) -> None:
+        self.twins[name] = twin
+        self.missing.add(name)
+
+    def _new_twin(self, name: str) -> tuple[str, TensorType]:
+        t = self.edit.type(name)
+        shape = permuted(self.edit.shape(name), channels_last(t.rank or 0))
+        return self.edit.fresh(name), TensorType(t.dtype, shape)
+
+    # -- ops --
+
+    def _spatial(self, node: Node) -> None:
+        edit = self.edit
+        x = self.twin(node.inputs[0], node.name)
+        out, out_type = self._new_twin(node.outputs[0])
+        attrs = {**node.attrs, "layout": "NHWC"}
+        inputs = [x, *node.inputs[1:]]
+        for k, name in enumerate(inputs[1:], 1):
+            if name:
+                self.plain(name, node.name)
+        if len(edit.shape(x)) == 4:
+            edit.emit(Node(node.op, tuple(inputs), (out,), attrs, node.name), [out_type])
+            self._define(node.outputs[0], out)
+            return
+        n, length, c = edit.shape(x)
+        inputs[0] = edit.view(x, (n, 1, length, c), node.name)
+        if node.op == "Convolution":
+            m, cg, k = edit.shape(inputs[1])
+            inputs[1] = edit.view(inputs[1], (m, cg, 1, k), node.name)
+        for key, unit in (("strides", 1), ("dilations", 1), ("kernel", 1), ("out", 1)):
+            if key in attrs:
+                attrs[key] = (unit, *attrs[key])
+        before, after = attrs["pads"]
+        attrs["pads"] = (0, before, 0, after)
+        n, length, c = out_type.shape  # type: ignore[misc]
+        wide = edit.fresh(out)
+        edit.emit(Node(node.op, tuple(inputs), (wide,), attrs, node.name), [TensorType(out_type.dtype, (n, 1, length, c))])
+        self._define(node.outputs[0], edit.view(wide, (n, length, c), node.name))
+
+    def _follow(self, node: Node) -> bool:
+        """Whether most of what an element-wise node reads is (or would best be) channels-last."""
+        shape = self.edit.shape(node.outputs[0])
+        if len(shape) not in (3, 4) or not all(shape):
+            return False
+        lean = stay = 0
+        for name in node.inputs:
+            if name in self.edit.constants:
+                continue
+            own = self.edit.shape(name)
+            if self._leans(name) and len(own) == len(shape):
+                lean += prod(own)
+            elif own != permuted_safe(own):
+                stay += prod(own)
+        return lean > 0 and lean >= stay
+
+    def _elementwise(self, node: Node) -> None:
+        rank = len(self.edit.shape(node.outputs[0]))
+        inputs = tuple(self._operand(name, rank, node.name) for name in node.inputs)
+        out, out_type = self._new_twin(node.outputs[0])
+        self.edit.emit(node.replace(inputs=inputs, outputs=(out,)), [out_type])
+        self._define(node.outputs[0], out)
+
+    def _operand(self, name: str, rank: int, origin: str) -> str:
+        """An operand of an element-wise op in channels-last order, broadcast dims included."""
+        shape = self.edit.shape(name)
+        if len(shape) == rank:
+            return self.twin(name, origin)
+        if prod(shape) == 1 and name not in self.missing:
+            return name
+        full = (1,) * (rank - len(shape)) + tuple(shape)
+        self.plain(name, origin)
+        viewed = self.edit.view(name, full, origin)
+        return self.edit.transpose(viewed, channels_last(rank), name, origin)
+
+    def _reduce(self, node: Node) -> None:
+        edit, name = self.edit, node.inputs[0]
+        rank = len(edit.shape(name))
+        perm = channels_last(rank)
+        axes = tuple(sorted(perm.index(a) for a in node.attrs["axes"]))
+        if node.attrs.get("keepdims", True):
+            out, out_type = self._new_twin(node.outputs[0])
+            edit.emit(node.replace(inputs=(self.twins[name],), outputs=(out,), attrs={**node.attrs, "axes": axes}), [out_type])
+            self._define(node.outputs[0], out)
+        elif set(node.attrs["axes"]) == set(range(2, rank)) or 1 in node.attrs["axes"]:
+            # What is left keeps its order: [N, C], or [N, spatial…] without C.
+            edit.emit(node.replace(inputs=(self.twins[name],), attrs={**node.attrs, "axes": axes}))
+        else:
+            self.plain(name, node.name)
+            edit.emit(node)
+
+    def _axis(self, node: Node) -> None:
+        edit, name = self.edit, node.inputs[0]
+        rank = len(edit.shape(name))
+        axis = node.attrs.get("axis", -1 if node.op != "Gather" else 0) % rank
+        out, out_type = self._new_twin(node.outputs[0])
+        attrs = {**node.attrs, "axis": channels_last(rank).index(axis)}
+        for other in node.inputs[1:]:
+            self.plain(other, node.name)
+        edit.emit(node.replace(inputs=(self.twins[name], *node.inputs[1:]), outputs=(out,), attrs=attrs), [out_type])
+        self._define(node.outputs[0], out)
+
+    def _note_raster(self, node: Node) -> None:
+        rank = len(self.edit.shape(node.outputs[0]))
+        if rank in (3, 4) and any(
+            self._leans(n) and len(self.edit.shape(n)) == rank for n in node.inputs
+        ):
+            self.prefers.add(node.outputs[0])
+
+
+def permuted_safe(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """None where moving axis 1 last would move bytes (so the operand counts as staying), else the shape."""
+    moved = [d for d in permuted(shape, channels_last(len(shape))) if d != 1] if len(shape) > 2 else list(shape)
+    return shape if moved == [d for d in shape if d != 1] else None
+
+
