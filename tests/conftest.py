@@ -1,0 +1,32 @@
+"""Markers, and a summary of what was skipped and why, grouped by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+MARKERS = {
+    "slow": "takes more than about ten seconds on two cores",
+    "peers": "needs another inference engine installed (onnxruntime, openvino, MNN, torch)",
+    "models": "needs the trained models that the rapidocr, magika and silero-vad wheels ship",
+    "gpu": "needs real GPU hardware",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[text.removeprefix("Skipped: ")] += 1
+    for report in terminalreporter.stats.get("xfailed", []):
+        reasons[f"expected failure: {getattr(report, 'wasxfail', '')}"] += 1
+    if reasons:
+        terminalreporter.section("not run, and why")
+        for reason, count in reasons.most_common():
+            terminalreporter.write_line(f"{count:6d}  {reason}")
