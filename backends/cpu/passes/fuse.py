@@ -1,0 +1,273 @@
+"""Fusion: bias, residual and activation into MatMul and Convolution epilogues; element-wise chains into one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array, Graph, Node, TensorType, tensor_type_of
+
+__all__ = ["fuse_elementwise", "fuse_epilogues", "use_counts"]
+
+#: Activations that the native epilogues know; Clip and LeakyRelu read act_alpha and act_beta.
+EPILOGUE_ACTIVATIONS = frozenset(
+    {"Relu", "Clip", "Sigmoid", "Tanh", "Gelu", "GeluTanh", "Silu", "HardSwish", "LeakyRelu", "HardSigmoid"}
+)
+_ELEMENTWISE = frozenset({"Unary", "Binary", "Select", "Convert"})
+MAX_FUSED_OPS = 24
+MAX_FUSED_INPUTS = 10
+
+
+def use_counts(graph: Graph) -> dict[str, int]:
+    """How often each value is read; graph outputs count as one more reader."""
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
+            counts[name] = counts.get(name, 0) + 1
+    for name in graph.output_names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+@dataclass(slots=True)
+class _Head:
+    """A MatMul or Convolution that may still take a follower into its epilogue."""
+
+    node: Node
+    bias: str = ""
+    residual: str = ""
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, outputs: tuple[str, ...]) -> Node:
+        inputs = [*self.node.inputs[:2], self.bias, self.residual]
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        return self.node.replace(inputs=tuple(inputs), outputs=outputs, attrs={**self.node.attrs, **self.attrs})
+
+
+class _Epilogues:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.uses = use_counts(graph)
+        self.types = dict(graph.types)
+        self.constants: dict[str, Array] = dict(graph.constants)
+        self.heads: dict[str, tuple[int, _Head]] = {}  # output name → position and state
+        self.out: list[Node | None] = []
+        self.count = 0
+
+    def run(self) -> Graph:
+        for node in self.graph.nodes:
+            if self._absorb(node):
+                continue
+            self.out.append(node)
+            if self._is_head(node):
+                bias = node.inputs[2] if len(node.inputs) > 2 else ""
+                self.heads[node.outputs[0]] = (len(self.out) - 1, _Head(node, bias))
+        nodes = tuple(n for n in self.out if n is not None)
+        return self.graph.replace(nodes=nodes, constants=self.constants, types=self.types)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        t = self.types.get(name)
+        return t.shape if isinstance(t, TensorType) and t.shape is not None else ()  # type: ignore[return-value]
+
+    def _is_head(self, node: Node) -> bool:
+        t = self.types.get(node.outputs[0])
+        if not isinstance(t, TensorType) or t.dtype is not DType.F32 or len(node.inputs) > 3:
+            return False
+        if node.op == "MatMul":
+            return all(len(self._shape(n)) >= 2 for n in node.inputs[:2])
+        return node.op == "Convolution" and node.attrs.get("layout") == "NHWC"
+
+    def _absorb(self, node: Node) -> bool:
+        """Fold *node* into the head that feeds it; the head moves to this place."""
+        for name in node.inputs:
+            found = self.heads.get(name)
+            if found is None or self.uses.get(name) != 1:
+                continue
+            position, head = found
+            if self._shape(node.outputs[0]) != self._shape(name) or not self._fits(node, name, head):
+                continue
+            del self.heads[name]
+            self.out[position] = None
+            self.out.append(head.build(node.outputs))
+            head.node = self.out[-1]  # type: ignore[assignment]
+            self.heads[node.outputs[0]] = (len(self.out) - 1, head)
+            return True
+        return False
+
+    def _fits(self, node: Node, name: str, head: _Head) -> bool:
+        if head.attrs.get("act"):
+            return False
+        if node.op == "Unary":
+            return self._activation(node, head)
+        if node.op != "Binary":
+            return False
+        fn = node.attrs["fn"]
+        other = node.inputs[1] if node.inputs[0] == name else node.inputs[0]
+        if other == name:
+            return False
+        if fn == "Add":
+            return self._add(other, name, head)
+        if fn in ("Mul", "Div") and other in self.constants and (fn == "Mul" or node.inputs[0] == name):
+            return self._scale(self.constants[other], name, head, fn == "Div")
+        if fn == "Sub" and other in self.constants and node.inputs[0] == name and not head.residual:
+            return self._bias(-self.constants[other], name, head)
+        return False
+
+    def _activation(self, node: Node, head: _Head) -> bool:
+        fn = node.attrs["fn"]
+        if fn not in EPILOGUE_ACTIVATIONS:
+            return False
+        head.attrs.update(
+            act=fn, act_alpha=float(node.attrs.get("alpha", 0.0)), act_beta=float(node.attrs.get("beta", 0.0))
+        )
+        return True
+
+    def _channels(self, name: str) -> int:
+        return self._shape(name)[-1]
+
+    def _add(self, other: str, name: str, head: _Head) -> bool:
+        if other in self.constants and self._vector(self.constants[other], name) is not None:
+            return not head.residual and self._bias(self.constants[other], name, head)
+        if head.residual or other in self.constants or self._shape(other) != self._shape(name):
+            return False
+        head.residual = other
+        return True
+
+    def _vector(self, value: Array, name: str) -> Array | None:
+        """*value* as one number per output channel, if it broadcasts like that."""
+        n = self._channels(name)
+        if value.size == 1:
+            return np.full(n, value.reshape(-1)[0], np.float32)
+        if value.size == n and value.shape[-1] == n and value.ndim <= len(self._shape(name)):
+            return np.ascontiguousarray(value.reshape(-1), np.float32)
+        return None
+
+    def _bias(self, value: Array, name: str, head: _Head) -> bool:
+        vector = self._vector(value, name)
+        if vector is None or (head.bias and head.bias not in self.constants):
+            return False
+        if head.bias:
+            vector = vector + self.constants[head.bias].reshape(-1)
+        head.bias = self._constant(vector)
+        return True
+
+    def _scale(self, value: Array, name: str, head: _Head, divide: bool) -> bool:
+        """A constant factor per channel goes into the weights; a scalar one may become *alpha*."""
+        vector = self._vector(value, name)
+        if vector is None or head.residual or (head.bias and head.bias not in self.constants):
+            return False
+        with np.errstate(divide="ignore"):
+            factor = (1.0 / vector).astype(np.float32) if divide else vector
+        if not np.isfinite(factor).all():
+            return False
+        weight = head.node.inputs[1]
+        if weight in self.constants:
+            w = self.constants[weight]
+            if head.node.op == "Convolution":
+                scaled = w * factor.reshape(-1, *([1] * (w.ndim - 1)))
+            else:
+                scaled = w * factor
+            head.node = head.node.replace(
+                inputs=(head.node.inputs[0], self._constant(scaled.astype(np.float32)), *head.node.inputs[2:])
+            )
+        elif value.size == 1 and head.node.op == "MatMul" and not head.bias:
+            head.attrs["alpha"] = float(head.attrs.get("alpha", 1.0)) * float(factor[0])
+        else:
+            return False
+        if head.bias:
+            head.bias = self._constant(self.constants[head.bias].reshape(-1) * factor)
+        return True
+
+    def _constant(self, value: Array) -> str:
+        self.count += 1
+        name = f"epilogue~{self.count}"
+        while name in self.types:
+            self.count += 1
+            name = f"epilogue~{self.count}"
+        self.constants[name] = value
+        self.types[name] = tensor_type_of(value)
+        return name
+
+
+def fuse_epilogues(graph: Graph) -> Graph:
+    """Move bias, scale, residual and activation into the MatMul or channels-last Convolution before them."""
+    return _Epilogues(graph).run()
+
+
+@dataclass(slots=True)
+class _Group:
+    """Element-wise nodes that become one kernel, in order; *position* is that of the last one."""
+
+    nodes: list[Node]
+    position: int
+
+
+def fuse_elementwise(graph: Graph) -> Graph:
+    """Fuse chains and trees of element-wise nodes of one output shape into ``Elementwise`` nodes.
+
+    An intermediate joins its only reader's group; single nodes become one-op groups, so that the backend has one
+    element-wise kernel.
+    """
+    uses = use_counts(graph)
+    types = graph.types
+    groups: dict[str, _Group] = {}  # output of the group's last node → group
+    out: list[Node | _Group | None] = []
+    for node in graph.nodes:
+        if node.op not in _ELEMENTWISE:
+            out.append(node)
+            continue
+        group = _Group([node], len(out))
+        out.append(group)
+        shape = _shape_of(types, node.outputs[0])
+        for name in dict.fromkeys(node.inputs):
+            feeder = groups.get(name)
+            if feeder is None or uses[name] != node.inputs.count(name) or _shape_of(types, name) != shape:
+                continue
+            joined = [*feeder.nodes, *group.nodes]
+            if len(joined) > MAX_FUSED_OPS or len(_outside(joined)) > MAX_FUSED_INPUTS:
+                continue
+            out[feeder.position] = None
+            group.nodes = joined
+            del groups[name]
+        groups[node.outputs[0]] = group
+    nodes = tuple(_emit(o, types) if isinstance(o, _Group) else o for o in out if o is not None)
+    return graph.replace(nodes=nodes)
+
+
+def _shape_of(types: Any, name: str) -> tuple[int, ...]:
+    return types[name].shape  # type: ignore[no-any-return]
+
+
+def _outside(nodes: list[Node]) -> list[str]:
+    made = {n.outputs[0] for n in nodes}
+    return list(dict.fromkeys(i for n in nodes for i in n.inputs if i not in made))
+
+
+def _emit(group: _Group, types: Any) -> Node:
+    inputs = _outside(group.nodes)
+    register = {name: k for k, name in enumerate(inputs)}
+    ops: list[str] = []
+    args: list[int] = []
+    dtypes: list[str] = []
+    params: list[float] = []
+    for node in group.nodes:
+        ops.append(node.attrs["fn"] if node.op in ("Unary", "Binary") else node.op)
+        read = [register[i] for i in node.inputs]
+        args += [*read, *([-1] * (3 - len(read)))]
+        dtypes.append(str(types[node.outputs[0]].dtype))
+        params += [float(node.attrs.get("alpha", 0.0)), float(node.attrs.get("beta", 0.0))]
+        register[node.outputs[0]] = len(register)
+    last = group.nodes[-1]
+    convert = next((n for n in group.nodes if n.op == "Convert"), None)
+    attrs: dict[str, Any] = {"ops": tuple(ops), "args": tuple(args), "dtypes": tuple(dtypes), "params": tuple(params),
+                             "results": (register[last.outputs[0]],)}  # fmt: skip
+    if convert is not None:
+        attrs["saturate"] = int(convert.attrs.get("saturate", True))
+        attrs["round_mode"] = str(convert.attrs.get("round_mode", "up"))
+    return Node("Elementwise", tuple(inputs), last.outputs, attrs, last.name)
+
+

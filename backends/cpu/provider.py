@@ -1,0 +1,167 @@
+"""The ``cpu`` backend: provider, device, and the pipeline of passes in front of the native program."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mnnpy.backends.base import API_VERSION, Candidate, DeviceInfo, NodeView, Program, Segment, Support
+from mnnpy.errors import BackendUnavailableError
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array, Graph, TensorType
+
+__all__ = ["CpuBackend", "CpuDevice"]
+
+#: Composites with kernels of their own; the native factory has the last word on dtypes and attributes.
+CLAIMS = frozenset(
+    {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "LSTM", "GRU", "RNN"}
+)
+ATOMIC = frozenset(
+    {"Unary", "Binary", "Select", "Convert", "Reinterpret", "Reduce", "ArgReduce", "PrefixScan", "MatMul", "Convolution",
+     "Pool", "Raster", "Gather", "Scatter", "Sort", "Random"}
+)  # fmt: skip
+#: Ops whose kernels compute in f32: half-precision operands are converted on the way in and out.
+WIDENED = frozenset({"MatMul", "Convolution", "Pool", "PrefixScan"})
+HALF = frozenset({DType.F16, DType.BF16})
+
+
+class CpuBackend:
+    """Provider of the native CPU backend."""
+
+    api_version = API_VERSION
+    name = "cpu"
+
+    def devices(self) -> list[DeviceInfo]:
+        try:
+            from mnnpy.backends.cpu import _native
+        except ImportError as error:
+            return [DeviceInfo(self.name, "cpu", unavailable=f"the native extension cannot be imported: {error}")]
+        return [DeviceInfo(self.name, "cpu", facts={"isa": _native.isa(), **_facts(_native)})]
+
+    def open(self, info: DeviceInfo, **options: Any) -> CpuDevice:
+        if info.unavailable:
+            raise BackendUnavailableError(
+                f"backend 'cpu' cannot be used: {info.unavailable}; reinstall mnnpy-engine, or in a checkout run `make build`"
+            )
+        return CpuDevice(info, **options)
+
+
+def _facts(native: Any) -> dict[str, Any]:
+    features = getattr(native, "features", None)
+    return {"features": features()} if callable(features) else {}
+
+
+class CpuDevice:
+    """The CPU with a number of threads."""
+
+    def __init__(self, info: DeviceInfo, threads: int = 0) -> None:
+        from mnnpy.backends.cpu import _native
+
+        self.info = info
+        self.threads = threads
+        self._native = _native
+        self._ops = frozenset(_native.ops())
+        self._known: dict[Any, Support] = {}
+
+    def supports(self, view: NodeView) -> Support:
+        """Asks the native factory; answers are remembered by op, attributes and types."""
+        node = view.node
+        if node.op not in ATOMIC and node.op not in CLAIMS:
+            return Support(False, f"'{node.op}' has no native kernel")
+        if any(name and t is None for name, t in zip(node.inputs, view.inputs, strict=True)):
+            return Support(False, "an operand is not a tensor of static type")
+        if node.op in CLAIMS:
+            used = [o for o in node.outputs if o]
+            if node.op.endswith("Normalization") and len(used) > 1:
+                return Support(False, "only the first output has a kernel")
+        key = None
+        try:
+            key = (node.op, tuple(node.attrs.items()), view.inputs, view.outputs, tuple(bool(o) for o in node.outputs))
+            known = self._known.get(key)
+            if known is not None:
+                return known
+        except TypeError:
+            key = None
+        answer = self._ask(view)
+        if key is not None:
+            self._known[key] = answer
+        return answer
+
+    def _ask(self, view: NodeView) -> Support:
+        from mnnpy.backends.cpu.program import native_attrs
+
+        node = view.node
+        widen = node.op in WIDENED
+
+        def desc(t: TensorType | None) -> tuple[str, tuple[Any, ...]] | None:
+            if t is None:
+                return None
+            dtype = DType.F32 if widen and t.dtype in HALF else t.dtype
+            return (str(dtype), tuple(t.shape or ()))
+
+        if node.op == "Reinterpret":
+            return Support(True)
+        for t in (*view.inputs, *view.outputs):
+            if t is not None and (t.dtype is DType.STRING or t.dtype.is_complex):
+                return Support(False, f"no kernels for {t.dtype}")
+        outputs = [desc(t) if o else None for o, t in zip(node.outputs, view.outputs, strict=True)]
+        ok, reason = self._native.supports(node.op, native_attrs(node), [desc(t) for t in view.inputs], outputs)
+        return Support(ok, reason)
+
+    def candidates(self, view: NodeView) -> list[Candidate]:
+        """The default algorithm with its analytic cost (more come with the algorithms of each op)."""
+        moved = sum(_bytes(t) for t in (*view.inputs, *view.outputs) if t is not None)
+        return [Candidate("default", _flops(view), moved)]
+
+    def compile(self, segment: Segment) -> Program:
+        """Run the passes that are switched on and build the native program."""
+        from mnnpy.backends.cpu.program import build_program
+
+        graph = lower(segment.graph, segment.optimize)
+        return build_program(graph, segment.threads, in_place="in_place" in segment.optimize)
+
+    def upload(self, array: Array) -> Array:
+        return np.ascontiguousarray(array)
+
+    def download(self, buffer: Any) -> Array:
+        return np.asarray(buffer)
+
+    def synchronize(self) -> None:
+        return None
+
+
+def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
+    """All passes between a segment and its native program."""
+    from mnnpy.backends.cpu.passes.fuse import fuse_elementwise, fuse_epilogues
+    from mnnpy.backends.cpu.passes.layout import to_channels_last
+    from mnnpy.backends.cpu.passes.widen import widen_half
+    from mnnpy.decompose.lower import prune, tidy
+
+    graph = prune(widen_half(graph, WIDENED))
+    if "layout" in optimize:
+        graph = tidy(to_channels_last(graph), optimize)
+    if "fuse_epilogue" in optimize:
+        graph = prune(fuse_epilogues(graph))
+    if "fuse_elementwise" in optimize:
+        graph = prune(fuse_elementwise(graph))
+    return graph
+
+
+def _bytes(t: TensorType) -> float:
+    return float(prod(t.shape or ()) * t.dtype.itemsize)  # type: ignore[operator]
+
+
+def _flops(view: NodeView) -> float:
+    out = view.outputs[0]
+    if out is None:
+        return 0.0
+    count = float(prod(out.shape or ()))  # type: ignore[arg-type]
+    if view.node.op == "MatMul" and view.inputs[0] is not None:
+        return 2.0 * count * float(view.inputs[0].shape[-1])  # type: ignore[index,arg-type]
+    if view.node.op == "Convolution" and view.inputs[1] is not None:
+        return 2.0 * count * float(prod(view.inputs[1].shape[1:]))  # type: ignore[index,arg-type]
+    return count
+
+
