@@ -1,0 +1,179 @@
+"""Small ONNX models with the structures of real ones, for tests of passes and plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Feeds = dict[str, np.ndarray]
+MODELS: dict[str, Callable[[], tuple[onnx.ModelProto, Feeds]]] = {}
+
+
+def model(fn: Callable[[], tuple[onnx.ModelProto, Feeds]]) -> Callable[[], tuple[onnx.ModelProto, Feeds]]:
+    MODELS[fn.__name__] = fn
+    return fn
+
+
+class Net:
+    """Builds a model line by line."""
+
+    def __init__(self, seed: int = 0, opset: int = 17) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.opset = opset
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self.inputs: list[Any] = []
+        self.feeds: Feeds = {}
+        self.count = 0
+
+    def name(self, hint: str = "t") -> str:
+        self.count += 1
+        return f"{hint}{self.count}"
+
+    def input(self, *shape: int, symbolic: tuple[int | str, ...] | None = None) -> str:
+        name = self.name("x")
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, symbolic or shape))
+        self.feeds[name] = self.rng.standard_normal(shape).astype(np.float32)
+        return name
+
+    def w(self, *shape: int, scale: float | None = None) -> str:
+        fan = int(np.prod(shape[1:])) or 1
+        return self.const(self.rng.standard_normal(shape) * (scale or (2.0 / fan) ** 0.5))
+
+    def const(self, value: Any, dtype: Any = np.float32) -> str:
+        name = self.name("w")
+        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.const(values, np.int64)
+
+    def op(self, op: str, *inputs: str, outputs: int = 1, **attrs: Any) -> Any:
+        outs = [self.name() for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), outs, name=self.name(op), **attrs))
+        return outs[0] if outputs == 1 else outs
+
+    def bn(self, x: str, c: int) -> str:
+        positive = np.abs(self.rng.standard_normal(c)) + 0.5
+        return self.op("BatchNormalization", x, self.const(positive), self.w(c), self.w(c), self.const(positive[::-1]))  # type: ignore[no-any-return]
+
+    def finish(self, *outputs: str) -> tuple[onnx.ModelProto, Feeds]:
+        outs = [onnx.ValueInfoProto(name=o) for o in outputs]
+        graph = helper.make_graph(self.nodes, "net", self.inputs, outs, self.weights)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        return onnx.shape_inference.infer_shapes(made), self.feeds
+
+
+@model
+def residual_block() -> tuple[onnx.ModelProto, Feeds]:
+    n = Net()
+    x = n.input(2, 16, 14, 14)
+    y = n.op("Relu", n.bn(n.op("Conv", x, n.w(24, 16, 3, 3), pads=[1, 1, 1, 1], strides=[2, 2]), 24))
+    y = n.bn(n.op("Conv", y, n.w(24, 24, 3, 3), n.w(24), pads=[1, 1, 1, 1]), 24)
+    short = n.bn(n.op("Conv", x, n.w(24, 16, 1, 1), strides=[2, 2]), 24)
+    y = n.op("Relu", n.op("Add", y, short))
+    y = n.op("Flatten", n.op("GlobalAveragePool", y))
+    return n.finish(n.op("Gemm", y, n.w(10, 24), n.w(10), transB=1))
+
+
+@model
+def inverted_residual() -> tuple[onnx.ModelProto, Feeds]:
+    n = Net(1)
+    x = n.input(1, 16, 13, 11)
+    lo, hi = n.const(0.0), n.const(6.0)
+    y = n.op("Clip", n.op("Conv", x, n.w(48, 16, 1, 1), n.w(48)), lo, hi)
+    y = n.op("Clip", n.op("Conv", y, n.w(48, 1, 3, 3), n.w(48), group=48, pads=[1, 1, 1, 1]), lo, hi)
+    y = n.op("Conv", y, n.w(16, 48, 1, 1), n.w(16))
+    return n.finish(n.op("Add", y, x))
+
+
+@model
+def squeeze_excite() -> tuple[onnx.ModelProto, Feeds]:
+    n = Net(2)
+    x = n.input(2, 16, 9, 7)
+    y = n.op("HardSwish", n.op("Conv", x, n.w(32, 16, 3, 3), pads=[1, 1, 1, 1]))
+    s = n.op("ReduceMean", y, axes=[2, 3], keepdims=1)
+    s = n.op("Relu", n.op("Conv", s, n.w(8, 32, 1, 1), n.w(8)))
+    s = n.op("HardSigmoid", n.op("Conv", s, n.w(32, 8, 1, 1)), alpha=0.2, beta=0.5)
+    return n.finish(n.op("Mul", y, s), s)
+
+
+@model
+def fire_and_shuffle() -> tuple[onnx.ModelProto, Feeds]:
+    n = Net(3)
+    x = n.input(1, 8, 12, 12)
+    s = n.op("Relu", n.op("Conv", x, n.w(6, 8, 1, 1)))
+    a = n.op("Relu", n.op("Conv", s, n.w(8, 6, 1, 1)))
+    b = n.op("Relu", n.op("Conv", s, n.w(8, 6, 3, 3), pads=[1, 1, 1, 1]))
+    y = n.op("Concat", a, b, axis=1)
+    y = n.op("Reshape", y, n.ints(1, 2, 8, 12, 12))
+    y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3, 4]), n.ints(1, 16, 12, 12))
+    left, right = n.op("Split", y, n.ints(6, 10), outputs=2, axis=1)
+    y = n.op("Concat", n.op("Conv", left, n.w(6, 1, 3, 3), group=6, pads=[1, 1, 1, 1]), right, axis=1)
+    return n.finish(n.op("MaxPool", y, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1))
+
+
+@model
+def upsample_head() -> tuple[onnx.ModelProto, Feeds]:
+    n = Net(4)
+    x = n.input(1, 6, 8, 10, symbolic=("n", 6, "h", "w"))
+    y = n.op("Relu", n.op("Conv", x, n.w(8, 6, 3, 3), pads=[1, 1, 1, 1], strides=[2, 2]))
+    up = n.op("Resize", y, "", n.const([1, 1, 2, 2]), mode="nearest", coordinate_transformation_mode="asymmetric",
+              nearest_mode="floor")  # fmt: skip
+    y = n.op("Concat", up, x, axis=1)
+    y = n.op("ConvTranspose", y, n.w(14, 4, 2, 2), n.w(4), strides=[2, 2])
+    y = n.op("Resize", y, "", n.const([1, 1, 0.5, 0.5]), mode="linear")
+    return n.finish(n.op("Sigmoid", n.op("Conv", y, n.w(1, 4, 1, 1), n.w(1))))
+
+
+@model
+def transformer_block() -> tuple[onnx.ModelProto, Feeds]:
+    n = Net(5)
+    b, s, d, h = 2, 7, 24, 3
+    x = n.input(b, s, d, symbolic=("b", "s", d))
+
+    def norm(v: str) -> str:
+        c = n.op("Sub", v, n.op("ReduceMean", v, axes=[-1]))
+        var = n.op("ReduceMean", n.op("Pow", c, n.const(2.0)), axes=[-1])
+        y = n.op("Div", c, n.op("Sqrt", n.op("Add", var, n.const(1e-5))))
+        return n.op("Add", n.op("Mul", y, n.w(d, scale=1.0)), n.w(d))  # type: ignore[no-any-return]
+
+    def heads(v: str, perm: list[int]) -> str:
+        y = n.op("Add", n.op("MatMul", v, n.w(d, d)), n.w(d))
+        return n.op("Transpose", n.op("Reshape", y, n.ints(0, -1, h, d // h)), perm=perm)  # type: ignore[no-any-return]
+
+    y = norm(x)
+    q, k, v = heads(y, [0, 2, 1, 3]), heads(y, [0, 2, 3, 1]), heads(y, [0, 2, 1, 3])
+    p = n.op("Softmax", n.op("Div", n.op("MatMul", q, k), n.const((d / h) ** 0.5)), axis=-1)
+    y = n.op("Reshape", n.op("Transpose", n.op("MatMul", p, v), perm=[0, 2, 1, 3]), n.ints(0, -1, d))
+    y = n.op("Add", x, n.op("Add", n.op("MatMul", y, n.w(d, d)), n.w(d)))
+    z = n.op("Add", n.op("MatMul", norm(y), n.w(d, 4 * d)), n.w(4 * d))
+    z = n.op("Mul", n.op("Mul", z, n.op("Add", n.op("Erf", n.op("Div", z, n.const(2**0.5))), n.const(1.0))), n.const(0.5))
+    return n.finish(n.op("Add", y, n.op("Add", n.op("MatMul", z, n.w(4 * d, d)), n.w(d))))
+
+
+@model
+def dynamic_reshapes() -> tuple[onnx.ModelProto, Feeds]:
+    """Shape → Gather → Concat → Reshape chains as exporters write them."""
+    n = Net(6)
+    x = n.input(2, 3, 4, 5, symbolic=("n", 3, "h", "w"))
+    shape = n.op("Shape", x)
+    batch = n.op("Unsqueeze", n.op("Gather", shape, n.const(0, np.int64)), n.ints(0))
+    y = n.op("Reshape", x, n.op("Concat", batch, n.ints(3, -1), axis=0))
+    y = n.op("Expand", n.op("ReduceMax", y, axes=[2]), n.op("Concat", batch, n.ints(3, 6), axis=0))
+    return n.finish(n.op("Tile", y, n.ints(1, 1, 2)), n.op("Size", y))
+
+
+@model
+def speech_conv() -> tuple[onnx.ModelProto, Feeds]:
+    n = Net(7)
+    x = n.input(1, 4, 50)
+    y = n.op("Relu", n.op("Conv", x, n.w(8, 4, 5), n.w(8), pads=[2, 2], strides=[2]))
+    y = n.op("Conv", y, n.w(8, 2, 3), group=4, pads=[1, 1])
+    y = n.op("Transpose", y, perm=[2, 0, 1])
+    out, last, cell = n.op("LSTM", y, n.w(1, 24, 8), n.w(1, 24, 6), n.w(1, 48), hidden_size=6, outputs=3)
+    return n.finish(out, last, cell)
