@@ -1,0 +1,82 @@
+"""Finding, parsing and vetting an ONNX model before it is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from mnnpy.convert.onnx.reader import Reader
+from mnnpy.convert.onnx.schemas import reader_version
+from mnnpy.convert.onnx.tensors import ExternalData
+from mnnpy.errors import MnnpyError, ModelError
+from mnnpy.graph.ir import Graph
+
+__all__ = ["from_onnx"]
+
+
+def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check_ops: bool = True) -> Graph:
+    """Read an ONNX model.
+
+    *source* is a path, the bytes of a file, or a ModelProto. The graph holds ops of the newest opset only
+    (``ai.onnx.ml`` as ``ml.<Op>``, ``ai.onnx.preview`` as ``preview.<Op>``, training ops as ``training.<Op>``),
+    functions are inlined and bodies closed. Weights are read-only views of the file's bytes where possible.
+    With ``check_ops=False`` ops that mnnpy does not know stay in the graph: it can be shown, not run.
+
+    Raises ModelError where the model is damaged or breaks a rule of the ONNX specification, UnsupportedOpError
+    with all unknown ops at once.
+    """
+    model, folder, name = _parse(source)
+    try:
+        if not model.HasField("graph"):
+            raise ModelError(f"'{name}' holds no graph: it is not an ONNX model")
+        if model.ir_version < 1:
+            raise ModelError(f"'{name}' states no IR version: it is not an ONNX model, or it is damaged")
+        if model.ir_version > onnx.IR_VERSION:
+            raise ModelError(
+                f"'{name}' has ONNX IR version {model.ir_version}, the installed {reader_version()} knows up to "
+                f"{onnx.IR_VERSION}; update onnx, or export with an older version"
+            )
+        graph = Reader(model, ExternalData(folder), name).read(check_ops)
+        graph.check()
+        return graph
+    except MnnpyError:
+        raise
+    except RecursionError as error:
+        raise ModelError(f"'{name}' is nested too deeply to be read") from error
+    except MemoryError as error:
+        raise ModelError(f"'{name}' needs more memory than there is: {error}") from error
+    except Exception as error:  # whatever a malformed file provokes is the file's fault, and the user shall learn which
+        raise ModelError(
+            f"'{name}' could not be read ({type(error).__name__}: {error}); check it with onnx.checker.check_model"
+        ) from error
+
+
+def _parse(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
+    """The parsed model, the folder of its external data, and how errors name it."""
+    if isinstance(source, onnx.ModelProto):
+        return source, None, source.graph.name or "model"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(bytes(source), "model"), None, "model"
+    if not isinstance(source, (str, os.PathLike)):
+        raise ModelError(f"an ONNX model is a path, bytes or a ModelProto, not {type(source).__name__}")
+    path = Path(source)
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"cannot read '{source}': {reason}") from error
+    return _decode(data, str(source)), path.parent, str(source)
+
+
+def _decode(data: bytes, name: str) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, RuntimeError, ValueError, MemoryError) as error:
+        raise ModelError(
+            f"'{name}' is not an ONNX model, is truncated, or nests too deeply ({error}); download or export it again"
+        ) from error
+    return model
