@@ -28,7 +28,8 @@ def quantization_axis(x_rank: int, scale_shape: tuple[object, ...], axis: int, b
 
 def _check_granularity(x: Operand, scale: Operand, zero_point: Operand | None, axis: int, block_size: int) -> None:
     if zero_point is not None and is_static(scale.shape) and is_static(zero_point.shape):
-        if scale.shape != zero_point.shape:
+        single = all(s in ((), (1,)) for s in (scale.shape, zero_point.shape))
+        if scale.shape != zero_point.shape and not single:
             raise ShapeError(f"the scale has shape {scale.shape}, the zero point {zero_point.shape}; they must agree")
     if block_size < 0:
         raise ShapeError(f"block_size is {block_size}; it must be positive, or 0 for per-tensor or per-axis scales")
