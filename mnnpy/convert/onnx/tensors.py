@@ -22,7 +22,7 @@ from mnnpy.graph.dims import Dim, sym
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, MapType, OptionalType, SequenceType, TensorType, Type
 
-__all__ = ["ExternalData", "dtype_of", "read_sparse", "read_tensor", "read_type"]
+__all__ = ["ExternalData", "dtype_of", "onnx_number", "read_sparse", "read_tensor", "read_type"]
 
 _DTYPES: dict[int, DType] = {
     TensorProto.FLOAT: DType.F32,
@@ -52,6 +52,7 @@ _DTYPES: dict[int, DType] = {
     TensorProto.UINT2: DType.U2,
     TensorProto.INT2: DType.I2,
 }
+_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
 #: Bits of the types that files pack several to a byte.
 _PACKED = {DType.U4: 4, DType.I4: 4, DType.F4E2M1: 4, DType.U2: 2, DType.I2: 2}
 #: Field that carries a type's elements where ``raw_data`` is not used.
@@ -74,6 +75,11 @@ def dtype_of(number: int, where: str) -> DType:
     if found is None:
         raise ModelError(f"{where}: element type number {number} is not one that ONNX {onnx.__version__} defines")
     return found
+
+
+def onnx_number(dtype: DType) -> int:
+    """The ``TensorProto.DataType`` number of a DType."""
+    return _NUMBERS[dtype]
 
 
 class ExternalData:
