@@ -18,7 +18,7 @@ from mnnpy.graph.ir import Array, Graph, OptionalType, SequenceType, TensorType,
 from mnnpy.options import Options
 from mnnpy.runtime import Context, Executable
 
-__all__ = ["Binding", "NodeArg", "Session"]
+__all__ = ["Binding", "NodeArg", "Session", "load_graph"]
 
 _ORT_NAMES = {
     "bool": "bool", "i4": "int4", "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u4": "uint4",
@@ -87,7 +87,7 @@ class Session:
         **keywords: Any,
     ) -> None:
         self.options = Options.make(options, **keywords)
-        self._graph = _load(model)
+        self._graph = load_graph(model)
         self._context = _context(backends, self.options)
         self._executable = Executable(self._graph, self._context)
         self._names = self._graph.output_names
@@ -240,7 +240,8 @@ class Session:
         return found
 
 
-def _load(model: Any) -> Graph:
+def load_graph(model: Any) -> Graph:
+    """A Graph from what Session accepts: a path, the bytes of an ONNX model, a ModelProto or a Graph."""
     if isinstance(model, Graph):
         return model
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".mnnpy"):
