@@ -8,11 +8,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -60,11 +60,24 @@ struct NodeDesc {
 
 // Work is split into `count` chunks that idle workers claim one by one; the caller takes part.
 // `slot` in [0, threads) is unique among the participants of one call: index per-thread scratch with it.
+// A parallel_for inside a body runs its chunks one after the other, as slot 0. Exceptions reach the caller.
 class Pool {
  public:
   virtual ~Pool() = default;
   virtual int threads() const = 0;
-  virtual void parallel_for(int64_t count, const std::function<void(int64_t chunk, int slot)>& body) = 0;
+  template <class Body>  // void(int64_t chunk, int slot)
+  void parallel_for(int64_t count, Body&& body) {
+    using Plain = std::remove_reference_t<Body>;
+    if (count == 1) {
+      body(int64_t{0}, 0);
+      return;
+    }
+    run(count, [](void* b, int64_t chunk, int slot) { (*static_cast<Plain*>(b))(chunk, slot); },
+        const_cast<void*>(static_cast<const void*>(std::addressof(body))));
+  }
+
+ protected:
+  virtual void run(int64_t count, void (*call)(void* body, int64_t chunk, int slot), void* body) = 0;
 };
 
 struct RunContext {
@@ -92,23 +105,59 @@ class Kernel {
 enum class Isa : int { GENERIC = 0, AVX2 = 1, AVX512 = 2 };
 Isa isa();  // picked by CPUID, may be lowered by option
 
+// Kernel sources are compiled once per instruction set with MNNPY_ISA defined; all of their code, templates
+// included, lives in namespace mnnpy::MNNPY_NS so that no inline function of one variant can stand in for another's.
+#ifndef MNNPY_ISA
+#define MNNPY_ISA 0
+#endif
+#if MNNPY_ISA == 2
+#define MNNPY_NS avx512
+#elif MNNPY_ISA == 1
+#define MNNPY_NS avx2
+#else
+#define MNNPY_NS generic
+#endif
+
 struct BuildContext {
   Isa isa;
   int threads;
+  std::string* why = nullptr;  // set by a factory that declines
 };
 
+// Builds a kernel, or returns nullptr to say "not this dtype, shape or attribute" (see decline()).
+// Weights may be absent (TensorDesc::constant == nullptr) and must then be read, or packed, at run time.
 using Factory = std::unique_ptr<Kernel> (*)(const NodeDesc&, const BuildContext&);
-// Returns nullptr from a factory to say "not this dtype or shape"; `why` is what supports() reports.
+
+// What a factory that does not fit returns: `return decline(ctx, "only f32");`
+inline std::nullptr_t decline(const BuildContext& ctx, const char* reason) {
+  if (ctx.why != nullptr) *ctx.why = reason;
+  return nullptr;
+}
+
 struct Registration {
+  const char* op;
   Factory factory;
+  int isa;
+  int priority;
 };
-bool register_kernel(const std::string& op, Factory factory);
-// Throws std::invalid_argument naming op, dtypes and shapes where no kernel fits.
+
+// Throws std::invalid_argument naming op, dtypes and shapes where no kernel fits. Asks the best instruction set
+// at or below ctx.isa first, within it the highest priority; the first factory that does not decline wins.
 std::unique_ptr<Kernel> make_kernel(const NodeDesc& node, const BuildContext& ctx);
 
 #define MNNPY_CAT2(a, b) a##b
 #define MNNPY_CAT(a, b) MNNPY_CAT2(a, b)
-#define MNNPY_REGISTER(op, factory) \
-  [[maybe_unused]] static const bool MNNPY_CAT(registered_, __COUNTER__) = ::mnnpy::register_kernel(op, factory)
+// Registration is data, not code: a constructor in a source compiled for AVX-512 would run at load time on any CPU.
+#if defined(__APPLE__)
+#define MNNPY_SECTION "__DATA,mnnpy_kernels"
+#else
+#define MNNPY_SECTION "mnnpy_kernels"
+#endif
+#define MNNPY_REGISTER_ID(op, factory, priority, id)                                                       \
+  static constexpr ::mnnpy::Registration MNNPY_CAT(registration_, id){op, factory, MNNPY_ISA, priority};   \
+  [[gnu::used, gnu::section(MNNPY_SECTION)]] static const ::mnnpy::Registration* const MNNPY_CAT(          \
+      registered_, id) = &MNNPY_CAT(registration_, id)
+#define MNNPY_REGISTER_AT(op, factory, priority) MNNPY_REGISTER_ID(op, factory, priority, __COUNTER__)
+#define MNNPY_REGISTER(op, factory) MNNPY_REGISTER_AT(op, factory, 0)
 
 }  // namespace mnnpy

@@ -1,0 +1,118 @@
+"""Builds the CPU extension: the core once, every kernel source once per instruction set.
+
+Linking order is part of the design. Inline functions and templates (also those of the standard library) exist in
+several variants; a linker keeps the first it sees. With the core first and the instruction sets in rising order,
+code never calls a variant above its own. The version script keeps the extension's symbols to itself.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+NATIVE = ROOT / "backends" / "cpu" / "native"
+MODULE = "mnnpy.backends.cpu._native"
+
+#: Compiler flags by instruction set, in rising order; the index is MNNPY_ISA.
+ISA_FLAGS: dict[str, list[str]] = {
+    "generic": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"],
+    "avx512": ["-march=skylake-avx512", "-mtune=generic", "-mprefer-vector-width=512"],
+}
+FLAGS = [
+    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-fno-math-errno",
+    "-fno-trapping-math", "-ffp-contract=fast", "-fno-semantic-interposition", "-Wall", "-Wextra", "-Wno-psabi",
+    "-Wno-restrict",
+    "-DNDEBUG",
+]  # fmt: skip
+
+
+def isas() -> list[str]:
+    """Instruction sets to build for the machine at hand."""
+    return list(ISA_FLAGS) if platform.machine().lower() in ("x86_64", "amd64") else ["generic"]
+
+
+class BuildNative(build_ext):
+    """build_ext that compiles in groups, in parallel, and only what changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != MODULE:
+            super().build_extension(ext)
+            return
+        import pybind11
+
+        compiler = os.environ.get("CXX", "c++")
+        includes = [str(NATIVE), pybind11.get_include(), sysconfig.get_path("include")]
+        common = [compiler, *FLAGS, *(f"-I{p}" for p in includes), *os.environ.get("CXXFLAGS", "").split()]
+        out = ROOT / self.build_temp / "native"
+        newest_header = max(p.stat().st_mtime for p in [*NATIVE.rglob("*.h"), Path(__file__)])
+
+        jobs: list[tuple[Path, Path, list[str]]] = []  # source, object, command
+        groups: list[tuple[str, list[Path], list[str]]] = [("core", sorted(NATIVE.glob("core/*.cpp")), ["-DMNNPY_ISA=0"])]
+        for level, isa in enumerate(isas()):
+            groups.append((isa, sorted(NATIVE.glob("kernels/*.cpp")), [*ISA_FLAGS[isa], f"-DMNNPY_ISA={level}"]))
+        for group, sources, flags in groups:
+            for source in sources:
+                target = out / group / f"{source.stem}.o"
+                jobs.append((source, target, [*common, *flags, "-c", str(source), "-o", str(target)]))
+        stale = [j for j in jobs if not _fresh(j[1], max(j[0].stat().st_mtime, newest_header))]
+        stale.sort(key=lambda j: -j[0].stat().st_size)  # long ones first
+        with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as workers:
+            for _ in workers.map(_compile, stale):
+                pass
+
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        objects = [target for _, target, _ in jobs]
+        if not stale and _fresh(library, max(o.stat().st_mtime for o in objects)):
+            return
+        staged = library.with_suffix(".tmp")
+        link = [compiler, "-shared", *(str(o) for o in objects), "-o", str(staged)]
+        if sys.platform == "darwin":
+            link += ["-undefined", "dynamic_lookup", "-Wl,-exported_symbol,_PyInit__native"]
+        else:
+            script = out / "exports.map"
+            script.write_text("{ global: PyInit__native; local: *; };\n")
+            link += [f"-Wl,--version-script={script}", "-Wl,--no-undefined-version", "-pthread", "-s"]
+            if os.environ.get("MNNPY_BUILD_SYMBOLS"):
+                link.remove("-s")
+        _execute([*link, *os.environ.get("LDFLAGS", "").split()])
+        staged.replace(library)  # never leave a half-written library in place
+
+
+def _fresh(target: Path, time: float) -> bool:
+    return target.exists() and target.stat().st_mtime >= time
+
+
+def _compile(job: tuple[Path, Path, list[str]]) -> None:
+    source, target, command = job
+    print(f"compiling {source.relative_to(ROOT)} -> {target.parent.name}", flush=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_suffix(".part")
+    _execute([*command[:-1], str(staged)])
+    staged.replace(target)
+
+
+def _execute(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.stderr:
+        print(done.stderr, file=sys.stderr, flush=True)
+    if done.returncode:
+        raise SystemExit(f"failed with status {done.returncode}: {' '.join(command)}")
+
+
+def cpu_extension() -> dict[str, Any]:
+    """Keyword arguments for ``setup()``: the extension and the command that builds it."""
+    sources = [*NATIVE.glob("core/*.cpp"), *NATIVE.glob("kernels/*.cpp")]
+    names = [str(p.relative_to(ROOT)) for p in sorted(sources)]
+    return {"ext_modules": [Extension(MODULE, names, language="c++")], "cmdclass": {"build_ext": BuildNative}}
