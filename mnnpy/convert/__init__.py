@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mnnpy.errors import ModelError
@@ -80,3 +82,13 @@ def to_onnx(graph: Graph, *, backends: Any = None, weights: bool = False) -> onn
     from mnnpy.convert.export import to_onnx as write
 
     return write(graph, backends=backends, weights=weights)
+
+
+class _CallablePackage(ModuleType):
+    """``mnnpy.convert`` is a package and, as in ``mnnpy.convert(src, dst)``, the function `convert`."""
+
+    def __call__(self, *args: Any, **keywords: Any) -> Graph:
+        return convert(*args, **keywords)
+
+
+sys.modules[__name__].__class__ = _CallablePackage
