@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mnnpy.control import run_control
 
 if TYPE_CHECKING:
+    from mnnpy.graph.ir import Graph
     from mnnpy.options import Options
     from mnnpy.runtime import Executable, Plan
 
-__all__ = ["Explanation", "explain_plans", "profile_plan"]
+__all__ = ["Explanation", "explain_plans", "plan_parts", "profile_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,14 @@ def explain_plans(executable: Executable, options: Options, prefix: str = "") ->
         if plan.late is not None:
             rows.extend(explain_plans(plan.late, options, f"{name}+").rows)
     return Explanation(tuple(rows), options.precision, tuple(memory))
+
+
+def plan_parts(plan: Plan) -> list[tuple[str, Graph]]:
+    """(backend, graph) of each step, and of the late parts that were planned so far."""
+    parts = [(step.device, step.graph) for step in plan.steps]
+    for late in plan.late.plans() if plan.late is not None else ():
+        parts.extend(plan_parts(late))
+    return parts
 
 
 def _row(plan: str, backend: str, op: str, node: str, algorithm: str, shape: Any, reason: str, fallback: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mnnpy.errors import BackendUnavailableError, InputError
-from mnnpy.explain import Explanation, explain_plans, profile_plan
+from mnnpy.explain import Explanation, explain_plans, plan_parts, profile_plan
 from mnnpy.graph.dims import Dim, SymDim
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, OptionalType, SequenceType, TensorType, Type, Value
@@ -160,6 +160,10 @@ class Session:
         if feeds is not None:
             self._executable.plan(self._feeds(feeds))
         return explain_plans(self._executable, self.options)
+
+    def parts(self, feeds: Mapping[str, Any]) -> list[tuple[str, Graph]]:
+        """What is compiled for *feeds*: (backend, static graph) per part, in order of execution."""
+        return plan_parts(self._executable.plan(self._feeds(feeds)))
 
     def profile(self, feeds: Mapping[str, Any], repeat: int = 1) -> dict[str, Any]:
         """Run *repeat* times op by op; returns a Chrome trace (``json.dump`` it and open it in Perfetto)."""
