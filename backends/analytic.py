@@ -1,0 +1,45 @@
+"""Analytic work of a node: floating point operations and bytes, from its static types alone."""
+
+from __future__ import annotations
+
+from math import prod
+
+from mnnpy.backends.base import NodeView
+from mnnpy.graph.ir import TensorType
+
+__all__ = ["moved_bytes", "node_flops"]
+
+
+def moved_bytes(view: NodeView) -> float:
+    """Bytes read and written once each; a Gather or Raster reads no more than it writes."""
+    written = sum(_bytes(t) for t in view.outputs)
+    read = [_bytes(t) for t in view.inputs]
+    if view.node.op in ("Gather", "Raster") and read:
+        return 2 * written + sum(read[1:] if view.node.op == "Gather" else ())
+    return written + sum(read)
+
+
+def node_flops(view: NodeView) -> float:
+    """Multiplications and additions; one operation per element for whatever is not a contraction."""
+    op, out = view.node.op, view.outputs[0] if view.outputs else None
+    if out is None or op in ("Raster", "Gather", "Reinterpret"):
+        return 0.0
+    count = _count(out)
+    if op == "MatMul" and view.inputs[0] is not None and view.inputs[0].shape:
+        return 2.0 * count * float(view.inputs[0].shape[-1])  # type: ignore[arg-type]
+    if op == "Convolution" and len(view.inputs) > 1 and view.inputs[1] is not None:
+        w = view.inputs[1]
+        return 2.0 * count * _count(w) / max(1.0, float((w.shape or (1,))[0]))  # type: ignore[arg-type]
+    if op == "Pool":
+        return count * float(prod(view.node.attrs["kernel"]))
+    return max(count, *(_count(t) for t in view.inputs)) if view.inputs else count
+
+
+def _count(t: TensorType | None) -> float:
+    if t is None or not t.is_static:
+        return 0.0
+    return float(prod(t.shape or ()))  # type: ignore[arg-type]
+
+
+def _bytes(t: TensorType | None) -> float:
+    return _count(t) * t.dtype.itemsize if t is not None else 0.0

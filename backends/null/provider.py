@@ -1,0 +1,145 @@
+"""The ``null`` backend: devices with declared speeds that plan everything and run nothing.
+
+The planner and the search are tested against it, because its costs are exact and its machine is always there.
+A new backend starts as a copy of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from mnnpy.backends.analytic import moved_bytes, node_flops
+from mnnpy.backends.base import API_VERSION, Candidate, DeviceInfo, NodeView, Segment, Support
+from mnnpy.decompose.registry import OpClass, get_op, has_op
+from mnnpy.errors import BackendError
+from mnnpy.graph.ir import Array, TensorType
+
+__all__ = ["NullBackend", "NullDevice", "NullProgram", "Speeds"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speeds:
+    """What a null device pretends to be.
+
+    peak: floating point operations per second; bandwidth: bytes per second of its memory; launch: seconds per
+    kernel launch; transfer_bandwidth (bytes per second) and transfer_latency (seconds): copies from and to the host.
+    """
+
+    peak: float = 1e12
+    bandwidth: float = 1e11
+    launch: float = 1e-5
+    transfer_bandwidth: float = 1e10
+    transfer_latency: float = 2e-5
+
+    def __post_init__(self) -> None:
+        for name in ("peak", "bandwidth", "transfer_bandwidth"):
+            if not getattr(self, name) > 0:
+                raise BackendError(f"null device: {name}={getattr(self, name)} must be above 0")
+        for name in ("launch", "transfer_latency"):
+            if not getattr(self, name) >= 0:
+                raise BackendError(f"null device: {name}={getattr(self, name)} must not be negative")
+
+    def seconds(self, candidate: Candidate) -> float:
+        """Roofline time of a candidate on this device."""
+        work = max(candidate.flops / self.peak, candidate.bytes / self.bandwidth)
+        return work + candidate.launches * self.launch
+
+    def transfer(self, size: float) -> float:
+        """Seconds to copy *size* bytes between the host and this device."""
+        return self.transfer_latency + size / self.transfer_bandwidth
+
+
+#: The family: device name → declared speeds.
+_FAMILY = {
+    "balanced": Speeds(),
+    "gpu": Speeds(peak=1e13, bandwidth=5e11, launch=8e-6, transfer_bandwidth=1.2e10, transfer_latency=2e-5),
+    "cpu": Speeds(peak=1e11, bandwidth=2e10, launch=5e-7, transfer_bandwidth=2e10, transfer_latency=0.0),
+}
+
+
+class NullBackend:
+    """Provider of the null family."""
+
+    api_version = API_VERSION
+    name = "null"
+
+    def devices(self) -> list[DeviceInfo]:
+        return [DeviceInfo(self.name, n, k, facts={"speeds": s}) for k, (n, s) in enumerate(_FAMILY.items())]
+
+    def open(self, info: DeviceInfo, *, threads: int = 0, atomic_only: bool = True, **speeds: float) -> NullDevice:
+        """Open a device; *speeds* replace declared ones (``peak``, ``bandwidth``, ``launch``, ``transfer_…``)."""
+        declared = info.facts.get("speeds", Speeds())
+        merged = {n: getattr(declared, n) for n in Speeds.__dataclass_fields__} | speeds
+        return NullDevice(info, Speeds(**merged), atomic_only)
+
+
+@dataclass(slots=True)
+class NullDevice:
+    """Accepts every known op, or with *atomic_only* what a minimal backend would; remembers what it compiled."""
+
+    info: DeviceInfo
+    speeds: Speeds = field(default_factory=Speeds)
+    atomic_only: bool = True
+    compiled: list[NullProgram] = field(default_factory=list)
+
+    def supports(self, view: NodeView) -> Support:
+        name = view.node.op
+        if not has_op(name):
+            return Support(False, f"op '{name}' is not known")
+        if self.atomic_only and get_op(name).op_class is not OpClass.ATOMIC:
+            return Support(False, f"'{name}' is {get_op(name).op_class.value}, this device takes atomic ops only")
+        return Support(True)
+
+    def candidates(self, view: NodeView) -> list[Candidate]:
+        return [Candidate("null", node_flops(view), moved_bytes(view))]
+
+    def compile(self, segment: Segment) -> NullProgram:
+        program = NullProgram(self.info, segment)
+        self.compiled.append(program)
+        return program
+
+    def upload(self, array: Array) -> Array:
+        return array
+
+    def download(self, buffer: Any) -> NoReturn:
+        raise BackendError(f"device 'null:{self.info.name}' holds no data; plan with it, and run on another backend")
+
+    def synchronize(self) -> None:
+        return None
+
+
+class NullProgram:
+    """A segment that was planned; running it raises BackendError."""
+
+    def __init__(self, info: DeviceInfo, segment: Segment) -> None:
+        self.info = info
+        self.segment = segment
+
+    def _refuse(self) -> NoReturn:
+        raise BackendError(
+            f"device 'null:{self.info.name}' plans but never runs (graph '{self.segment.graph.name}', "
+            f"{len(self.segment.graph.nodes)} nodes); open the Session on another backend to run it"
+        )
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        self._refuse()
+
+    def time(self, inputs: Sequence[Any]) -> float:
+        self._refuse()
+
+    def profile(self, inputs: Sequence[Any]) -> list[tuple[str, str, str, float, float]]:
+        self._refuse()
+
+    def describe(self) -> list[dict[str, Any]]:
+        rows = []
+        for node in self.segment.graph.nodes:
+            t = self.segment.graph.types.get(node.outputs[0]) if node.outputs else None
+            shape = t.shape if isinstance(t, TensorType) else None
+            rows.append({"op": node.op, "node": node.label, "algorithm": "null", "shape": shape})
+        return rows
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        return {"arena": 0, "weights": sum(a.nbytes for a in self.segment.graph.constants.values()), "scratch": 0}

@@ -1,0 +1,1 @@
+"""The NumPy oracle: one reference kernel per op, interpreted node by node."""
