@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from onnx import ModelProto, TensorProto
 
 from benchmarks.netbuilder import Net
 
-__all__ = ["bert", "din", "lstm", "minilm", "mlp", "mobilenet_v2", "resnet18", "resnet50", "shufflenet_v2", "squeezenet", "vit_tiny"]
+__all__ = [
+    "bert",
+    "din",
+    "lstm",
+    "minilm",
+    "mlp",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet50",
+    "shufflenet_v2",
+    "squeezenet",
+    "vit_tiny",
+]
 
 Built = tuple[ModelProto, float]
 
@@ -20,7 +34,7 @@ def mlp(widths: tuple[int, ...]) -> Built:
     """A perceptron: Gemm and Relu."""
     net = Net("mlp", 17, 1)
     x = net.input("input", ("batch", widths[0]))
-    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (n_in, n_out) in enumerate(pairwise(widths)):
         x = net.gemm(x, n_in, n_out)
         if i < len(widths) - 2:
             x = net.add("Relu", [x])

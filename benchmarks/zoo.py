@@ -39,8 +39,8 @@ VERSION = 1
 class Feed:
     """How one input is made: its shape per variant (the first is the benchmarked one) and its values.
 
-    *kind*: ``normal``, ``image`` (normalised random patches with noise), ``mask`` (ones, then a few zeros in variants above 0), ``zeros``,
-    ``ints:N`` (0 ≤ x < N), ``fixed:V``, ``speech`` (a sine sweep with noise).
+    *kind*: ``normal``, ``image`` (normalised random patches with noise), ``mask`` (ones, then a few zeros in
+    variants above 0), ``zeros``, ``ints:N`` (0 ≤ x < N), ``fixed:V``, ``speech`` (a sine sweep with noise).
     """
 
     name: str
@@ -52,7 +52,7 @@ class Feed:
         shape = self.shapes[variant % len(self.shapes)]
         kind, _, argument = self.kind.partition(":")
         if kind == "normal":
-            out = rng.standard_normal(shape)
+            out: Array = rng.standard_normal(shape)
         elif kind == "image":
             *outer, height, width = shape
             patches = rng.random((*outer, -(-height // 16), -(-width // 16)))

@@ -21,7 +21,7 @@ COMMANDS = {
     "backends": "list backends and their devices, with the reason where one cannot be used",
     "info": "inputs, outputs, ops and weights of a model",
     "ops": "list known ops, and the work that decomposition saves",
-    "convert": "convert a model between .onnx and .mnnpy",
+    "convert": "convert an ONNX model to a .mnnpy file",
     "run": "run a model on given or random inputs",
     "compare": "compare outputs of two backends, or with onnxruntime, op by op",
     "bench": "measure latency on one or more backends",
@@ -45,7 +45,9 @@ def _parser(selected: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mnnpy {mnnpy.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common])
+        sub = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common]
+        )
         if name == selected:
             importlib.import_module(f"mnnpy.cli.{name}").configure(sub)
     return parser

@@ -19,14 +19,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_inputs(parser)
     parser.add_argument("-n", "--iters", type=int, default=50, help="timed runs per engine (default 50)")
     parser.add_argument("--warmup", type=int, default=5, help="runs before timing (default 5)")
-    parser.epilog = f"'{ORT}' may be named as a backend, to see it beside the others. Runs of the engines are interleaved."
+    parser.epilog = (
+        f"'{ORT}' may be named as a backend, to see it beside the others. Runs of the engines are interleaved."
+    )
 
 
 def statistics(seconds: list[float]) -> dict[str, float]:
     """Median, 90th and 99th percentile, least and mean, in milliseconds."""
     ms = 1e3 * np.asarray(seconds)
     median, p90, p99 = np.percentile(ms, (50, 90, 99))
-    return {"median": float(median), "p90": float(p90), "p99": float(p99), "min": float(ms.min()), "mean": float(ms.mean())}
+    return {
+        "median": float(median),
+        "p90": float(p90),
+        "p99": float(p99),
+        "min": float(ms.min()),
+        "mean": float(ms.mean()),
+    }
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
                    "iterations": args.iters, "unit": "ms", "engines": rows})  # fmt: skip
         return 0
     columns = ("engine", "median", "p90", "p99", "min", "first", "load")
-    print(f"{args.model}, {options.thread_count} thread(s), precision {options.precision}, {args.iters} runs, milliseconds")
+    print(
+        f"{args.model}: milliseconds, {args.iters} runs, {options.thread_count} thread(s), precision {options.precision}"
+    )
     print(table([[r[c] for c in columns] for r in rows], tuple(c.upper() for c in columns)))
     return 0
 

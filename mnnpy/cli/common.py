@@ -33,7 +33,8 @@ def add_session(parser: argparse.ArgumentParser, *, several: bool = False) -> No
         metavar="NAME",
         action="append",
         default=[],
-        help="backend to use" + ("; repeat to put several side by side" if several else "; repeat for several in order"),
+        help="backend to use"
+        + ("; repeat to put several side by side" if several else "; repeat for several in order"),
     )
     parser.add_argument("-t", "--threads", type=int, default=0, help="worker threads (0: one per core)")
     parser.add_argument("--precision", choices=PRECISIONS, default="normal", help="default: normal")
@@ -71,7 +72,10 @@ def feeds_for(args: argparse.Namespace, inputs: Sequence[NodeArg]) -> dict[str, 
     for name in (*given, *shapes):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise InputError(f"the model has no input '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"))
+            raise InputError(
+                f"the model has no input '{name}'; "
+                + (f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}")
+            )
     rng = np.random.default_rng(args.seed)
     feeds: dict[str, Any] = {}
     guessed: list[str] = []
@@ -114,30 +118,31 @@ def _dtype(arg: NodeArg) -> np.dtype[Any]:
     if name not in ("float", "double", "string", "bool") and not hasattr(np, name):
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        low: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return low
     return np.dtype(_NUMPY.get(name, name))
 
 
 def _load(arg: NodeArg, text: str) -> Array:
     path, dtype = Path(text), _dtype(arg)
     if path.suffix == ".npy":
-        array: Array = np.load(path, allow_pickle=False)
-        return array
+        return np.asarray(np.load(path, allow_pickle=False))
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             if arg.name not in archive.files:
                 raise InputError(f"{path} has no array '{arg.name}'; it has {', '.join(archive.files)}")
-            array = archive[arg.name]
-            return array
+            return np.asarray(archive[arg.name])
     try:
         return np.asarray(json.loads(text), dtype)
     except (ValueError, TypeError) as error:
-        raise InputError(f"--input {arg.name}={text}: neither a .npy or .npz file nor JSON numbers ({error})") from error
+        raise InputError(
+            f"--input {arg.name}={text}: neither a .npy or .npz file nor JSON numbers ({error})"
+        ) from error
 
 
 def _made_up(arg: NodeArg, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     dtype = _dtype(arg)
-    if dtype == object:
+    if dtype.kind == "O":
         return np.full(shape, "text", dtype)
     if dtype.kind == "b":
         return rng.random(shape) < 0.5

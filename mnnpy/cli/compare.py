@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from mnnpy.cli.common import add_inputs, add_session, feeds_for, options_of
 from mnnpy.cli.engines import ORT, Engine, MnnpyEngine, difference, has_onnxruntime, open_engine
 from mnnpy.cli.output import emit_json, note, table
 from mnnpy.errors import InputError
+from mnnpy.session import NodeArg
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     feeds = feeds_for(args, subject.session.get_inputs())
     wanted = open_engine(other, args, options)
     reports = [
-        compare(subject if n == names[0] else open_engine(n, args, options), wanted, subject, feeds, args) for n in names
+        compare(subject if n == names[0] else open_engine(n, args, options), wanted, subject, feeds, args)
+        for n in names
     ]
     if args.json:
         emit_json(reports)
@@ -48,12 +51,7 @@ def compare(
     engine: Engine, wanted: Engine, naming: MnnpyEngine, feeds: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Compare outputs; where they differ (or with ``--ops``) also every intermediate value in order."""
-    rows = []
-    results = zip(naming.session.get_outputs(), engine.run(feeds), wanted.run(feeds), strict=True)
-    for arg, got, right in results:
-        d = difference(got, right)
-        rows.append({"output": arg.name, "absolute": d.absolute, "relative": d.relative, "problem": d.problem,
-                     "agrees": d.fits(args.tolerance)})  # fmt: skip
+    rows = compare_outputs(naming.session.get_outputs(), engine.run(feeds), wanted.run(feeds), args.tolerance)
     agree = all(r["agrees"] for r in rows)
     report = {"engine": engine.name, "with": wanted.name, "tolerance": args.tolerance, "agree": agree, "outputs": rows}
     if args.ops or not agree:
@@ -61,6 +59,31 @@ def compare(
         report["ops"] = steps
         report["first divergence"] = next((s for s in steps if not s["agrees"]), None)
     return report
+
+
+def compare_outputs(
+    outputs: Sequence[NodeArg], got: Sequence[Any], wanted: Sequence[Any], tolerance: float
+) -> list[dict[str, Any]]:
+    """A row per output: name, largest absolute and relative difference, verdict."""
+    rows = []
+    for arg, g, w in zip(outputs, got, wanted, strict=True):
+        d = difference(g, w)
+        rows.append(
+            {
+                "output": arg.name,
+                "absolute": d.absolute,
+                "relative": d.relative,
+                "problem": d.problem,
+                "agrees": d.fits(tolerance),
+            }
+        )
+    return rows
+
+
+def output_table(rows: Sequence[dict[str, Any]]) -> str:
+    """`compare_outputs` for people."""
+    lines = [[r["output"], r["absolute"], r["relative"], _verdict(r)] for r in rows]
+    return table(lines, ("OUTPUT", "ABSOLUTE", "RELATIVE", "VERDICT"))
 
 
 def _by_op(
@@ -82,8 +105,7 @@ def _by_op(
 
 def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
     print(f"{report['engine']} compared with {report['with']} (tolerance {args.tolerance:g} of the largest value)")
-    rows = [[r["output"], r["absolute"], r["relative"], _verdict(r)] for r in report["outputs"]]
-    print(table(rows, ("OUTPUT", "ABSOLUTE", "RELATIVE", "VERDICT")))
+    print(output_table(report["outputs"]))
     steps = report.get("ops")
     if steps is None:
         return
@@ -94,7 +116,10 @@ def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
                 ("OP", "VALUE", "ABSOLUTE", "RELATIVE", "VERDICT")))  # fmt: skip
     if bad:
         first = bad[0]
-        print(f"\nfirst divergence: {first['op']} (node '{first['node']}', value '{first['value']}'); {len(bad)} of {len(steps)} values differ")
+        print(
+            f"\nfirst divergence: {first['op']} (node '{first['node']}', value '{first['value']}'); "
+            f"{len(bad)} of {len(steps)} values differ"
+        )
     elif not report["agree"]:
         note(args, "every intermediate value agrees on its own: the difference arises where ops are fused")
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import mnnpy
 from mnnpy.cli.common import add_inputs, feeds_for
-from mnnpy.cli.engines import ORT, Engine, MnnpyEngine, OrtEngine, difference, has_onnxruntime
-from mnnpy.cli.output import emit_json, note, table
+from mnnpy.cli.compare import compare_outputs, output_table
+from mnnpy.cli.engines import Engine, MnnpyEngine, OrtEngine, has_onnxruntime
+from mnnpy.cli.output import emit_json, note
 from mnnpy.options import Options
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="an .onnx or .mnnpy file")
-    parser.add_argument("target", metavar="OUT", help="the file to write, .mnnpy or .onnx")
-    parser.add_argument("--check", action="store_true", help="run both files and compare (with onnxruntime where installed)")
+    parser.add_argument("target", metavar="OUT", help="the .mnnpy file to write")
+    parser.add_argument(
+        "--check", action="store_true", help="run both files and compare (with onnxruntime where installed)"
+    )
     parser.add_argument("--tolerance", type=float, default=1e-4, help="for --check (default 1e-4)")
     add_inputs(parser)
 
@@ -33,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         report |= _check(args)
         if not args.json:
-            print(table([[r["output"], r["absolute"], r["relative"], "agrees" if r["agrees"] else f"DIFFERS {r['problem']}"]
-                         for r in report["outputs"]], ("OUTPUT", "ABSOLUTE", "RELATIVE", "VERDICT")))  # fmt: skip
+            print(output_table(report["outputs"]))
             note(args, f"compared with {report['with']} on the source file")
     if args.json:
         emit_json(report)
@@ -49,9 +51,5 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     else:
         right = MnnpyEngine(args.source, "reference", Options())
     feeds = feeds_for(args, subject.session.get_inputs())
-    rows = []
-    for arg, got, want in zip(subject.session.get_outputs(), subject.run(feeds), right.run(feeds), strict=True):
-        d = difference(got, want)
-        rows.append({"output": arg.name, "absolute": d.absolute, "relative": d.relative, "problem": d.problem,
-                     "agrees": d.fits(args.tolerance)})  # fmt: skip
-    return {"with": right.name if right.name == ORT else "reference", "outputs": rows, "agree": all(r["agrees"] for r in rows)}
+    rows = compare_outputs(subject.session.get_outputs(), subject.run(feeds), right.run(feeds), args.tolerance)
+    return {"with": right.name, "outputs": rows, "agree": all(r["agrees"] for r in rows)}

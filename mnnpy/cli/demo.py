@@ -10,8 +10,12 @@ from mnnpy.cli.output import emit_json, note, table
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("picture", nargs="?", type=Path, help="a picture (default: one is drawn)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="annotated picture (default demo.png)")
-    parser.add_argument("-b", "--backend", action="append", default=[], help="backends to compare (default: all usable)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo.png"), help="annotated picture (default demo.png)"
+    )
+    parser.add_argument(
+        "-b", "--backend", action="append", default=[], help="backends to compare (default: all usable)"
+    )
     parser.add_argument("-t", "--threads", type=int, default=0, help="worker threads (0: one per core)")
     parser.add_argument("-n", "--repeat", type=int, default=3, help="timed runs per engine (default 3)")
 

@@ -23,7 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_session(parser)
     add_inputs(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE (.txt, .dot or .onnx)")
-    parser.add_argument("-f", "--format", choices=("text", "dot", "onnx"), help="default: by the file's ending, else text")
+    parser.add_argument(
+        "-f", "--format", choices=("text", "dot", "onnx"), help="default: by the file's ending, else text"
+    )
     parser.add_argument(
         "--stage", choices=("source", "planned"), default="source",
         help="source: the ops of the model; planned: what is compiled for these input shapes",
@@ -103,9 +105,11 @@ def planned(session: Session, feeds: Mapping[str, Any]) -> tuple[Graph, dict[str
 def to_dot(graph: Graph, where: Mapping[str, str]) -> str:
     """The graph in the DOT language of Graphviz, nodes coloured by backend."""
     colours = dict(zip(dict.fromkeys(where.values()), _COLOURS, strict=False))
-    lines = [f"digraph {_quoted(graph.name or 'model')} {{", '  node [shape=box, style="rounded,filled", fontname=Helvetica];']
-    for value in graph.inputs:
-        lines.append(f"  {_quoted('in:' + value.name)} [label={_quoted(str(value))}, shape=ellipse, fillcolor=white];")
+    lines = [
+        f"digraph {_quoted(graph.name or 'model')} {{",
+        '  node [shape=box, style="rounded,filled", fontname=Helvetica];',
+    ]
+    lines += [_end("in", value) for value in graph.inputs]
     made = {v.name: f"in:{v.name}" for v in graph.inputs}
     for k, node in enumerate(graph.nodes):
         backend = where.get(node.label) or next((where[o] for o in node.outputs if o in where), "")
@@ -118,10 +122,14 @@ def to_dot(graph: Graph, where: Mapping[str, str]) -> str:
                 lines.append(f"  {_quoted(made[name])} -> n{k}{shown};")
         made.update({o: f"n{k}" for o in node.outputs if o})
     for value in graph.outputs:
-        lines.append(f"  {_quoted('out:' + value.name)} [label={_quoted(str(value))}, shape=ellipse, fillcolor=white];")
+        lines.append(_end("out", value))
         if value.name in made:
             lines.append(f"  {_quoted(made[value.name])} -> {_quoted('out:' + value.name)};")
     return "\n".join([*lines, "}"])
+
+
+def _end(side: str, value: Value) -> str:
+    return f"  {_quoted(f'{side}:{value.name}')} [label={_quoted(str(value))}, shape=ellipse, fillcolor=white];"
 
 
 def _quoted(text: str) -> str:

@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
         emit_json({"ops": listed, "workload": formula})
         return 0
     chosen.sort(key=lambda d: (classes.index(d.op_class.value), d.family, d.name))
-    print(table([[d.name, d.op_class.value, d.family, d.summary] for d in chosen], ("OP", "CLASS", "FAMILY", "SUMMARY")))
+    print(
+        table([[d.name, d.op_class.value, d.family, d.summary] for d in chosen], ("OP", "CLASS", "FAMILY", "SUMMARY"))
+    )
     print(_sentence(formula, len(chosen)))
     return 0
 

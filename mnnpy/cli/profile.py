@@ -16,7 +16,9 @@ from mnnpy.errors import InputError
 def configure(parser: argparse.ArgumentParser) -> None:
     add_session(parser)
     add_inputs(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="TRACE.json", help="write a Chrome trace (open it in Perfetto)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="TRACE.json", help="write a Chrome trace (open it in Perfetto)"
+    )
     parser.add_argument("-n", "--repeat", type=int, default=5, help="profiled runs, after one warm-up (default 5)")
     parser.add_argument("--top", type=int, default=15, help="rows of the table of nodes (default 15)")
 
@@ -54,7 +56,7 @@ def _grouped(events: list[dict[str, Any]], key: Any, total: float, repeat: int) 
         {"key": list(k), "calls": len(v) / repeat, "us": sum(v) / repeat, "percent": 100 * sum(v) / total}
         for k, v in groups.items()
     ]
-    return sorted(rows, key=lambda r: -r["us"])  # type: ignore[operator]
+    return sorted(rows, key=lambda r: -r["us"])
 
 
 def _row(group: dict[str, Any]) -> list[Any]:

@@ -17,7 +17,9 @@ from mnnpy.errors import InputError
 def configure(parser: argparse.ArgumentParser) -> None:
     add_session(parser)
     add_inputs(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="save all outputs (.npz), or the only one (.npy)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="save all outputs (.npz), or the only one (.npy)"
+    )
     parser.add_argument("--explain", action="store_true", help="also say what ran where")
 
 
