@@ -1,4 +1,4 @@
-"""A graph as an ONNX file to look at, in Netron for instance. It is a picture: other runtimes cannot run it."""
+"""A graph as an ONNX model: to look at, and, for graphs of source ops, to run elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from mnnpy.convert.onnx.schemas import schema_for
 from mnnpy.convert.onnx.tensors import onnx_number
 from mnnpy.decompose.registry import OpClass, get_op, has_op
 from mnnpy.graph.dims import SymDim
@@ -18,77 +19,110 @@ from mnnpy.graph.text import format_attr
 
 __all__ = ["to_onnx"]
 
+_NEWEST = int(onnx.defs.onnx_opset_version())
+_DOMAINS = {"": "", "ml": "ai.onnx.ml", "preview": "ai.onnx.preview", "training": "ai.onnx.preview.training"}
+_LISTS = ((int, AttributeProto.INTS), (float, AttributeProto.FLOATS), (str, AttributeProto.STRINGS))
 #: Constants above this many bytes are drawn without their data, unless weights are asked for.
 _INLINE_BYTES = 4096
 
 
 def to_onnx(graph: Graph, *, backends: Mapping[str, str] | None = None, weights: bool = False) -> onnx.ModelProto:
-    """*graph* as a ModelProto with mnnpy's op names; atomic ops lie in the domain ``mnnpy``.
+    """*graph* as a ModelProto with mnnpy's op names.
 
+    Atomic ops lie in the domain ``mnnpy``; a graph of source ops only, with *weights*, is a standard ONNX model.
     *backends* tells which backend runs a node, by the node's label or its first output: it is shown as the node's
-    metadata ``backend`` and in its documentation. Large constants keep their shape only, unless *weights* is true.
+    metadata ``backend`` and in its documentation. Without *weights* large constants keep their shape only.
     Attributes that ONNX cannot hold (raster regions) become text.
     """
+    writer = _Writer(backends or {}, weights)
+    proto = writer.graph(graph, {})
     model = helper.make_model(
-        _graph(graph, backends or {}, weights),
-        producer_name="mnnpy",
-        opset_imports=[
-            helper.make_opsetid("", onnx.defs.onnx_opset_version()),
-            helper.make_opsetid("mnnpy", 1),
-            helper.make_opsetid("ai.onnx.ml", onnx.defs.onnx_ml_opset_version()),
-        ],
+        proto, producer_name="mnnpy", opset_imports=[helper.make_opsetid(d, v) for d, v in writer.opsets.items()]
     )
     helper.set_model_props(model, dict(graph.metadata))
     return model
 
 
-def _graph(graph: Graph, backends: Mapping[str, str], weights: bool) -> onnx.GraphProto:
-    proto = onnx.GraphProto(name=graph.name)
-    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
-        for value in values:
-            info = getattr(proto, kind).add(name=value.name)
-            if value.type is not None:
-                info.type.CopyFrom(_type(value.type))
-    known = {*graph.input_names, *graph.output_names}
-    for name, type in graph.types.items():
-        if name not in known:
-            proto.value_info.add(name=name).type.CopyFrom(_type(type))
-    for name, array in graph.constants.items():
-        proto.initializer.append(_tensor(name, np.asarray(array), weights))
-    proto.node.extend(_node(n, backends, weights) for n in graph.nodes)
-    return proto
+class _Writer:
+    """Writes graphs; collects the opsets that they need."""
 
+    def __init__(self, backends: Mapping[str, str], weights: bool) -> None:
+        self._backends = backends
+        self._weights = weights
+        self.opsets: dict[str, int] = {"": onnx.defs.onnx_opset_version()}
 
-def _node(node: Node, backends: Mapping[str, str], weights: bool) -> onnx.NodeProto:
-    atomic = has_op(node.op) and get_op(node.op).op_class is OpClass.ATOMIC
-    prefix, _, op = node.op.rpartition(".")
-    domain = "mnnpy" if atomic else {"": "", "ml": "ai.onnx.ml"}.get(prefix, prefix)
-    proto = onnx.NodeProto(
-        op_type=op, domain=domain, name=node.name, input=list(node.inputs), output=list(node.outputs)
-    )
-    backend = backends.get(node.label) or next((backends[o] for o in node.outputs if o in backends), "")
-    if backend:
-        proto.doc_string = f"backend: {backend}"
-        proto.metadata_props.add(key="backend", value=backend)
-    for key, value in node.attrs.items():
-        proto.attribute.append(_attribute(key, value, backends, weights))
-    return proto
+    def graph(self, graph: Graph, outer: Mapping[str, str], captured: int = 0) -> onnx.GraphProto:
+        """*graph* with its last *captured* inputs replaced by the *outer* names: ONNX bodies see those directly."""
+        formal = graph.inputs[: len(graph.inputs) - captured]
+        proto = onnx.GraphProto(name=graph.name)
+        for kind, values in (("input", formal), ("output", graph.outputs)):
+            for value in values:
+                info = getattr(proto, kind).add(name=value.name)
+                if value.type is not None:
+                    info.type.CopyFrom(_type(value.type))
+        known = {*graph.input_names, *graph.output_names, *graph.constants}
+        for name, type in graph.types.items():
+            if name not in known:
+                proto.value_info.add(name=name).type.CopyFrom(_type(type))
+        for name, array in graph.constants.items():
+            proto.initializer.append(_tensor(name, np.asarray(array), self._weights))
+        proto.node.extend(self._node(n, outer) for n in graph.nodes)
+        for value in proto.output:
+            if value.name in outer:  # a body that returns what it captured
+                proto.node.add(op_type="Identity", input=[outer[value.name]], output=[f"{value.name}/out"])
+                value.name += "/out"
+        return proto
 
+    def _node(self, node: Node, outer: Mapping[str, str]) -> onnx.NodeProto:
+        atomic = has_op(node.op) and get_op(node.op).op_class is OpClass.ATOMIC and not schema_for("", node.op, _NEWEST)
+        prefix, _, op = node.op.rpartition(".")
+        domain = "mnnpy" if atomic else _DOMAINS.get(prefix, prefix)
+        self._import(domain, op)
+        inputs = [outer.get(i, i) for i in node.inputs]
+        captured = 0
+        if any(True for _ in node.subgraphs()):
+            captured = len(inputs) - 1 if node.op == "If" else int(node.attrs.get("captures", 0))
+        mine = inputs[: len(inputs) - captured]
+        proto = onnx.NodeProto(op_type=op, domain=domain, name=node.name, input=mine, output=list(node.outputs))
+        found = self._backends
+        backend = found.get(node.label) or next((found[o] for o in node.outputs if o in found), "")
+        if backend:
+            proto.doc_string = f"backend: {backend}"
+            proto.metadata_props.add(key="backend", value=backend)
+        for key, value in node.attrs.items():
+            if isinstance(value, Graph):
+                names = value.input_names[len(value.inputs) - captured :]
+                inner = {**outer, **dict(zip(names, inputs[len(mine) :], strict=True))}
+                proto.attribute.append(helper.make_attribute(key, self.graph(value, inner, captured)))
+            elif key != "captures":
+                proto.attribute.append(self._attribute(key, value))
+        return proto
 
-def _attribute(key: str, value: Any, backends: Mapping[str, str], weights: bool) -> onnx.AttributeProto:
-    if isinstance(value, Graph):
-        return helper.make_attribute(key, _graph(value, backends, weights))
-    if isinstance(value, np.ndarray):
-        return helper.make_attribute(key, _tensor(key, value, weights))
-    if isinstance(value, (bool, int)) and abs(int(value)) < 1 << 63:
-        return helper.make_attribute(key, int(value))
-    if isinstance(value, (float, str)):
-        return helper.make_attribute(key, value)
-    if isinstance(value, tuple) and value:
-        for kind in (int, float, str):
-            if all(type(v) is kind for v in value):
-                return helper.make_attribute(key, list(value))
-    return helper.make_attribute(key, format_attr(value))
+    def _import(self, domain: str, op: str) -> None:
+        if domain == "ai.onnx.ml":
+            newest = int(onnx.defs.onnx_ml_opset_version())
+            # TreeEnsembleClassifier and -Regressor were withdrawn in version 5
+            wanted = min(newest, 4) if op.startswith("TreeEnsemble") and op != "TreeEnsemble" else newest
+            self.opsets[domain] = min(self.opsets.get(domain, newest), wanted)
+        else:
+            self.opsets.setdefault(domain, 1)
+
+    def _attribute(self, key: str, value: Any) -> onnx.AttributeProto:
+        if isinstance(value, np.ndarray):
+            return helper.make_attribute(key, _tensor("", value, self._weights))
+        if isinstance(value, DType):
+            return helper.make_attribute(key, onnx_number(value))
+        if isinstance(value, (TensorType, SequenceType, OptionalType, MapType)):
+            return helper.make_attribute(key, _type(value))
+        if isinstance(value, int) and abs(int(value)) < 1 << 63:
+            return helper.make_attribute(key, int(value))
+        if isinstance(value, (float, str)):
+            return helper.make_attribute(key, value)
+        if isinstance(value, tuple):
+            for kind, number in _LISTS:
+                if all(type(v) is kind for v in value):
+                    return helper.make_attribute(key, list(value), attr_type=number)
+        return helper.make_attribute(key, format_attr(value))
 
 
 def _tensor(name: str, array: Array, weights: bool) -> TensorProto:

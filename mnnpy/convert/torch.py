@@ -62,7 +62,7 @@ def from_torch(
         with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # the exporter's remarks on its own deprecation and on tracing
             torch.onnx.export(
-                module,
+                _call_of(module),
                 inputs,
                 buffer,
                 dynamo=False,
@@ -80,6 +80,21 @@ def from_torch(
         for m, training in modes:
             m.training = training
     return from_onnx(buffer.getvalue())
+
+
+def _call_of(module: Any) -> Any:
+    """A module that calls *module*: of ``forward`` itself the exporter would turn defaults into further inputs."""
+    import torch
+
+    class Call(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args: Any) -> Any:
+            return self.module(*args)
+
+    return Call().eval()
 
 
 def _input_names(module: Any, inputs: Sequence[Any]) -> tuple[str, ...]:
