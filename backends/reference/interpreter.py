@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +118,18 @@ class Interpreter:
             values.pop(name, None)
 
 
+#: Bodies of loops are prepared once, not once per iteration.
+_PREPARED: OrderedDict[int, Interpreter] = OrderedDict()
+_PREPARED_LIMIT = 64
+_lock = threading.Lock()
+
+
 def run_graph(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
-    """Interpret *graph* once on *inputs*; arrays, lists for sequences, ``None`` for empty optionals."""
-    return Interpreter(graph).run(inputs)
+    """Interpret *graph* on *inputs*: arrays, lists for sequences, ``None`` for empty optionals."""
+    with _lock:
+        prepared = _PREPARED.get(id(graph))
+        if prepared is None or prepared.graph is not graph:
+            prepared = _PREPARED[id(graph)] = Interpreter(graph)
+            while len(_PREPARED) > _PREPARED_LIMIT:
+                _PREPARED.popitem(last=False)
+    return prepared.run(inputs)

@@ -87,8 +87,8 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
 }
 
 _PARAMETRIC: dict[str, Callable[[Array, float, float], Array]] = {
-    "LeakyRelu": lambda x, a, b: np.where(x < 0, a * x, x),
-    "Elu": lambda x, a, b: np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x),
+    "LeakyRelu": lambda x, a, _: np.where(x < 0, a * x, x),
+    "Elu": lambda x, a, _: np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x),
     "HardSigmoid": lambda x, a, b: np.maximum(0, np.minimum(1, a * x + b)),
     "Clip": lambda x, a, b: np.minimum(np.maximum(x, a), b),
 }
@@ -219,7 +219,7 @@ def reduce_array(x: Array, fn: str, axes: Sequence[int], keepdims: bool) -> Arra
     elif fn in ("Max", "Min"):
         op = np.max if fn == "Max" else np.min
         out = op(w, axis=axes, keepdims=keepdims, initial=extreme(w.dtype, largest=fn == "Min"))
-        if is_narrow(x.dtype) and not out.dtype.kind == "f":
+        if is_narrow(x.dtype) and out.dtype.kind != "f":
             out = np.clip(out, *(int(extreme(x.dtype, largest=v)) for v in (False, True)))
     elif fn == "Mean":
         out = np.sum(w, axis=axes, keepdims=keepdims)
@@ -387,9 +387,10 @@ def raster(
 ) -> Array:
     """Copy each region through strided views; bounds and cover are checked."""
     dtype = xs[0].dtype
-    if fill is None and sum(r.count for r in regions) != prod(shape):
-        raise ShapeError(f"regions cover {sum(r.count for r in regions)} of {prod(shape)} elements, and there is no fill")
-    value = fill if fill is not None else ("" if dtype == object else 0)
+    covered = sum(r.count for r in regions)
+    if fill is None and covered != prod(shape):
+        raise ShapeError(f"regions cover {covered} of {prod(shape)} elements, and there is no fill")
+    value = fill if fill is not None else ("" if dtype.kind == "O" else 0)
     out = np.full(prod(shape), np.asarray(value).astype(dtype), dtype)
     flats = [np.ascontiguousarray(x).reshape(-1) for x in xs]
     for r in regions:

@@ -125,7 +125,7 @@ def _from_string(x: Array, to: DType, saturate: bool, round_mode: str) -> Array:
         else:
             numbers = np.asarray([float(t) for t in texts], np.float64)
     except (ValueError, OverflowError) as error:
-        raise ShapeError(f"a string does not spell a number: {error}; Cast takes plain or scientific notation") from error
+        raise ShapeError(f"a string spells no number: {error}; Cast takes plain or scientific notation") from error
     return convert_array(numbers.reshape(x.shape), to, saturate, round_mode)
 
 
