@@ -85,7 +85,7 @@ class OpDef:
 
 _OPS: dict[str, OpDef] = {}
 
-_FAMILIES = ("atomic", "elementwise", "reduce", "movement", "indexing", "generate", "contract", "pool",
+_FAMILIES = ("atomic", "elementwise", "reduce", "movement", "indexing", "generate", "contract", "transposed", "einsum", "pool",
              "norm", "quantize", "image", "signal", "attention", "recurrent", "loss", "sequence", "text",
              "ml", "training", "control")  # fmt: skip
 

@@ -41,6 +41,7 @@ def run_rule(
         is_const = k in const or (k < len(names) and names[k] in const)
         var = Var(f"in{k}", tensor_type_of(array), array if is_const else None)
         known[var.name] = array
+        g.types[var.name] = tensor_type_of(array)
         operands.append(var)
     results = g.op(name, *operands, outputs=outputs, **(attrs or {}))
     results = (results,) if outputs == 1 else results
