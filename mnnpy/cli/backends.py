@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         rows = []
         for d in devices:
-            facts = ", ".join(f"{k}={v}" for k, v in d.facts.items())
+            facts = ", ".join(f"{k}={v}" for k, v in d.facts.items() if isinstance(v, (str, int, float)))
             rows.append([d.backend, d.index, d.name, "usable" if d.available else "no: " + d.unavailable, facts])
         print(table(rows, ("BACKEND", "INDEX", "DEVICE", "STATUS", "FACTS")))
     return 0 if usable >= set(args.require) else 1

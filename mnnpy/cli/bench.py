@@ -62,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
                    "iterations": args.iters, "unit": "ms", "engines": rows})  # fmt: skip
         return 0
     columns = ("engine", "median", "p90", "p99", "min", "first", "load")
-    print(
-        f"{args.model}: milliseconds, {args.iters} runs, {options.thread_count} thread(s), precision {options.precision}"
-    )
+    print(f"{args.model}: ms, {args.iters} runs, {options.thread_count} thread(s), precision {options.precision}")
     print(table([[r[c] for c in columns] for r in rows], tuple(c.upper() for c in columns)))
     return 0
 
