@@ -48,9 +48,9 @@ def slice_(
 
 @conversion("Split", until=1)
 def split_1(g: Emitter, x: str, sizes: str | None = None, *, axis: int = 0, split: tuple[int, ...] | None = None) -> Any:
-    """Sizes may come as an operand or as an attribute."""
+    """Sizes may come as an operand (of the type of *x*) or as an attribute."""
     if sizes is not None:
-        return g.op("Split", x, sizes, outputs=g.n_outputs, axis=axis)
+        return g.op("Split", x, g.op("Cast", sizes, to=DType.I64), outputs=g.n_outputs, axis=axis)
     return split_2(g, x, axis=axis, split=split)
 
 

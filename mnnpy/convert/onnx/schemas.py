@@ -71,12 +71,13 @@ def schema_for(domain: str, name: str, opset: int) -> Schema | None:
 
     An op that was withdrawn (``Upsample``, ``Scatter``) keeps its last living version: models in the wild still use it.
     """
-    try:
-        found = defs.get_schema(name, opset, domain)
-        while found.deprecated:
-            found = defs.get_schema(name, found.since_version - 1, domain)
-    except defs.SchemaError:
+    found = _get_schema(domain, name, opset)
+    if found is None:
         return None
+    living: defs.OpSchema | None = found
+    while living is not None and living.deprecated:
+        living = _get_schema(domain, name, living.since_version - 1)
+    found = living or found  # GroupNormalization-18 was withdrawn as a version, there is none before it
     variadic = bool(found.inputs) and found.inputs[-1].option == defs.OpSchema.FormalParameterOption.Variadic
     kinds = {key: int(a.type.value) for key, a in found.attributes.items()}
     return Schema(
@@ -89,6 +90,13 @@ def schema_for(domain: str, name: str, opset: int) -> Schema | None:
         max_outputs=found.max_output,
         variadic=variadic,
     )
+
+
+def _get_schema(domain: str, name: str, opset: int) -> defs.OpSchema | None:
+    try:
+        return defs.get_schema(name, opset, domain)
+    except defs.SchemaError:
+        return None
 
 
 def op_name(domain: str, op: str) -> str:

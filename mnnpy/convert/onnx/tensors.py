@@ -24,33 +24,39 @@ from mnnpy.graph.ir import Array, MapType, OptionalType, SequenceType, TensorTyp
 
 __all__ = ["ExternalData", "dtype_of", "onnx_number", "read_sparse", "read_tensor", "read_type"]
 
+#: ONNX name → DType. The newest ones are missing in older releases of onnx.
+_DTYPE_NAMES: dict[str, DType] = {
+    "FLOAT": DType.F32,
+    "UINT8": DType.U8,
+    "INT8": DType.I8,
+    "UINT16": DType.U16,
+    "INT16": DType.I16,
+    "INT32": DType.I32,
+    "INT64": DType.I64,
+    "STRING": DType.STRING,
+    "BOOL": DType.BOOL,
+    "FLOAT16": DType.F16,
+    "DOUBLE": DType.F64,
+    "UINT32": DType.U32,
+    "UINT64": DType.U64,
+    "COMPLEX64": DType.C64,
+    "COMPLEX128": DType.C128,
+    "BFLOAT16": DType.BF16,
+    "FLOAT8E4M3FN": DType.F8E4M3FN,
+    "FLOAT8E4M3FNUZ": DType.F8E4M3FNUZ,
+    "FLOAT8E5M2": DType.F8E5M2,
+    "FLOAT8E5M2FNUZ": DType.F8E5M2FNUZ,
+    "UINT4": DType.U4,
+    "INT4": DType.I4,
+    "FLOAT4E2M1": DType.F4E2M1,
+    "FLOAT8E8M0": DType.F8E8M0,
+    "UINT2": DType.U2,
+    "INT2": DType.I2,
+}
 _DTYPES: dict[int, DType] = {
-    TensorProto.FLOAT: DType.F32,
-    TensorProto.UINT8: DType.U8,
-    TensorProto.INT8: DType.I8,
-    TensorProto.UINT16: DType.U16,
-    TensorProto.INT16: DType.I16,
-    TensorProto.INT32: DType.I32,
-    TensorProto.INT64: DType.I64,
-    TensorProto.STRING: DType.STRING,
-    TensorProto.BOOL: DType.BOOL,
-    TensorProto.FLOAT16: DType.F16,
-    TensorProto.DOUBLE: DType.F64,
-    TensorProto.UINT32: DType.U32,
-    TensorProto.UINT64: DType.U64,
-    TensorProto.COMPLEX64: DType.C64,
-    TensorProto.COMPLEX128: DType.C128,
-    TensorProto.BFLOAT16: DType.BF16,
-    TensorProto.FLOAT8E4M3FN: DType.F8E4M3FN,
-    TensorProto.FLOAT8E4M3FNUZ: DType.F8E4M3FNUZ,
-    TensorProto.FLOAT8E5M2: DType.F8E5M2,
-    TensorProto.FLOAT8E5M2FNUZ: DType.F8E5M2FNUZ,
-    TensorProto.UINT4: DType.U4,
-    TensorProto.INT4: DType.I4,
-    TensorProto.FLOAT4E2M1: DType.F4E2M1,
-    TensorProto.FLOAT8E8M0: DType.F8E8M0,
-    TensorProto.UINT2: DType.U2,
-    TensorProto.INT2: DType.I2,
+    TensorProto.DataType.Value(name): dtype
+    for name, dtype in _DTYPE_NAMES.items()
+    if name in TensorProto.DataType.keys()  # noqa: SIM118 - a protobuf enum, not a mapping
 }
 _NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
 #: Bits of the types that files pack several to a byte.
