@@ -69,7 +69,8 @@ def resize_sizes(
             if isinstance(d, SymDim):
                 out[axis] = d * int(factor[axis]) if part == 1 and factor[axis].is_integer() else data_dim("resized")
             else:
-                out[axis] = int(floor(d * part * factor[axis]))
+                # in f32, in which scales are given: 10 · f32(0.7) is 7
+                out[axis] = int(np.floor(np.float32(d) * np.float32(part) * np.float32(factor[axis])))
         return tuple(out), tuple(factor)
     assert sizes is not None
     if any(isinstance(d, SymDim) for d in (*sizes, *shape)):

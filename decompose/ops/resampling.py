@@ -7,6 +7,7 @@ filter is Keys' convolution kernel (IEEE Trans. ASSP 29, 1981, equation 4).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +26,11 @@ class Taps:
 
 
 def _coordinates(
-    mode: str, size: int, out: int, scale: float, start: float, end: float, wanted: float
+    mode: str, size: int, out: int, scale: float, start: float, end: float, wanted: float, dtype: type[Any]
 ) -> Array:
     """Where each output position lies in the input. *wanted* is the output's extent before rounding down."""
-    x = np.arange(out, dtype=np.float64)
+    x = np.arange(out, dtype=dtype)
+    scale, start, end, wanted = (dtype(v) for v in (scale, start, end, wanted))
     if mode == "half_pixel":
         return (x + 0.5) / scale - 0.5
     if mode == "half_pixel_symmetric":
@@ -87,7 +89,9 @@ def resize_taps(
     crop = transformation == "tf_crop_and_resize"
     # the specification calculates with the extent that scale asks for, not with the rounded output size
     wanted = float(out) if crop else size * scale
-    x = _coordinates(transformation, size, out, scale, *roi, wanted)
+    # A scale such as 1/3 is known in f32 only. Nearest neighbours are taken in f32 as well, where 1/(1/3) is 3 again:
+    # in f64 the rounding of the scale would move whole pixels.
+    x = _coordinates(transformation, size, out, scale, *roi, wanted, np.float32 if mode == "nearest" else np.float64)
     outside = (x < 0) | (x > size - 1) if crop else np.zeros(out, bool)
     if mode == "nearest":
         indices = np.clip(_nearest(x, nearest_mode), 0, size - 1).astype(np.int64)[:, None]
