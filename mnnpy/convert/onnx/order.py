@@ -82,6 +82,8 @@ def _cycle(nodes: Sequence[onnx.NodeProto], sources: Sequence[set[int]], done: s
         path[k] = None
         k = min(s for s in sources[k] if s not in done)  # a node that never became ready waits for another such node
     cycle = list(path)[list(path).index(k) :][::-1]
+    first = cycle.index(min(cycle))
+    cycle = cycle[first:] + cycle[:first]
     labels = [f"'{nodes[j].name or next(iter(nodes[j].output), '?')}' ({nodes[j].op_type})" for j in cycle[:8]]
     if len(cycle) > 8:
         labels.append(f"… {len(cycle) - 8} more")

@@ -250,7 +250,7 @@ class Reader:
         if schema is None:
             self._unknown(domain, op, opset, scope.prefix + label)
         else:
-            schema.check(len(inputs), len(outputs), kinds, where)
+            schema.check(len(node.input), len(outputs), kinds, where)
             rewrite = find_conversion(domain, op, opset or 1)
             if rewrite is not None:
                 operands = [i or None for i in inputs]

@@ -58,16 +58,14 @@ class Frame:
         """The name under which *value* of the enclosing frame *home* is known here; captures it on the way down."""
         if home is self or not value:
             return value
+        if value in home.constants and value not in home.overridable:
+            if value not in self._copied:
+                self._copied[value] = self.names.claim(value)
+                self.constants[self._copied[value]] = home.constants[value]
+            return self._copied[value]
         if self.parent is None:
             raise ModelError(f"value '{value}' is not visible here")
         outer = self.parent.bring(value, home)
-        if outer in self._copied:
-            return self._copied[outer]
-        constant = None if outer in self.parent.overridable else self.parent.constants.get(outer)
-        if constant is not None:
-            inner = self._copied[outer] = self.names.claim(outer)
-            self.constants[inner] = constant
-            return inner
         if outer not in self.captures:
             known = self.parent.type_of(outer)
             inner = self.names.claim(outer)
