@@ -137,13 +137,15 @@ def decompose(
 
 def tidy(graph: Graph, optimize: frozenset[str]) -> Graph:
     """CSE, raster merging and dead-code removal, each by its switch. Output names do not change."""
-    from mnnpy.decompose.merge import merge_horizontal, merge_vertical
-
     if "cse" in optimize:
         graph = eliminate_common(graph)
     if "merge_vertical" in optimize:
+        from mnnpy.decompose.merge import merge_vertical
+
         graph = merge_vertical(graph)
     if "merge_horizontal" in optimize:
+        from mnnpy.decompose.merge import merge_horizontal
+
         graph = merge_horizontal(graph)
     return prune(graph)
 
