@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from mnnpy.api import compile as compile
     from mnnpy.convert import convert as convert
     from mnnpy.errors import (
-        BackendError,
-        BackendUnavailableError,
-        ContainerError,
-        DeployError,
-        InputError,
-        MnnpyError,
-        ModelError,
-        ShapeError,
-        UnsupportedOpError,
+        BackendError as BackendError,
+        BackendUnavailableError as BackendUnavailableError,
+        ContainerError as ContainerError,
+        DeployError as DeployError,
+        InputError as InputError,
+        MnnpyError as MnnpyError,
+        ModelError as ModelError,
+        ShapeError as ShapeError,
+        UnsupportedOpError as UnsupportedOpError,
     )
-    from mnnpy.graph.dtypes import DType
-    from mnnpy.graph.ir import Graph
-    from mnnpy.options import Options
-    from mnnpy.session import Session
+    from mnnpy.graph.dtypes import DType as DType
+    from mnnpy.graph.ir import Graph as Graph
+    from mnnpy.options import Options as Options
+    from mnnpy.session import Session as Session
 
 # Loaded on first use: `import mnnpy` and `mnnpy --help` must not pay for numpy and onnx.
 _LAZY = {

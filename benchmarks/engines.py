@@ -1,0 +1,176 @@
+"""Adapters of the inference engines that ``peers.py`` compares: load a model, run it on given inputs.
+
+Each engine gets what serves it best: static input shapes where it can use them, a latency hint, the stated number
+of threads. An adapter is ``open_<engine>(path, feeds, threads) -> run``, where ``run(feeds)`` returns a list of arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ENGINES", "PEERS", "version_of"]
+
+Array = NDArray[Any]
+Feeds = dict[str, Array]
+Run = Callable[[Feeds], list[Array]]
+
+
+def _mnnpy(precision: str) -> Callable[[Path, Feeds, int], Run]:
+    def open_mnnpy(path: Path, feeds: Feeds, threads: int) -> Run:
+        import mnnpy
+
+        session = mnnpy.Session(path, "cpu", threads=threads, precision=precision)
+        return lambda f: session.run(None, f)
+
+    return open_mnnpy
+
+
+def open_onnxruntime(path: Path, feeds: Feeds, threads: int) -> Run:
+    """Symbolic input sizes are fixed by override; sequential execution, all optimisations."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    for value in onnx.load(path, load_external_data=False).graph.input:
+        if value.name in feeds:
+            for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True):
+                if dim.dim_param:
+                    options.add_free_dimension_override_by_name(dim.dim_param, size)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda f: session.run(None, f)
+
+
+def _openvino(config: dict[str, Any]) -> Callable[[Path, Feeds, int], Run]:
+    def open_openvino(path: Path, feeds: Feeds, threads: int) -> Run:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        model.reshape({name: list(array.shape) for name, array in feeds.items()})
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, **config}
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        count = len(model.outputs)
+
+        def run(f: Feeds) -> list[Array]:
+            request.infer(f, share_inputs=True)
+            return [request.get_output_tensor(k).data for k in range(count)]
+
+        return run
+
+    return open_openvino
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Native code that prints to stdout would break the worker's protocol."""
+    saved, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(null)
+
+
+def open_mnn(path: Path, feeds: Feeds, threads: int) -> Run:
+    """Converted in this process, then loaded by the Module interface with fixed shapes and rearranged weights."""
+    import _tools
+    import MNN
+    import onnx
+
+    outputs = [o.name for o in onnx.load(path, load_external_data=False).graph.output]
+    with tempfile.TemporaryDirectory() as folder, _silent():
+        target = f"{folder}/model.mnn"
+        _tools.mnnconvert(
+            ["mnnconvert", "-f", "ONNX", "--modelFile", str(path), "--MNNModel", target, "--bizCode", "MNN"]
+        )
+        if not Path(target).is_file():
+            raise RuntimeError("its converter wrote no model")
+        module = MNN.nn.load_module_from_file(
+            target,
+            list(feeds),
+            outputs,
+            thread_num=threads,
+            precision_mode=MNN.expr.PrecisionMode.High,
+            shape_mutable=False,
+            rearrange=True,
+        )
+    kinds = {"float32": MNN.expr.float, "int32": MNN.expr.int, "int64": MNN.expr.int}
+
+    def variable(array: Array) -> Any:
+        if array.dtype == np.int64:
+            array = array.astype(np.int32)
+        return MNN.expr.const(array, list(array.shape), MNN.expr.NCHW, kinds[str(array.dtype)])
+
+    def run(f: Feeds) -> list[Array]:
+        results = module.forward([variable(f[name]) for name in feeds])
+        results = results if isinstance(results, (list, tuple)) else [results]
+        out = []
+        for r in results:
+            if r.data_format == MNN.expr.NC4HW4:
+                r = MNN.expr.convert(r, MNN.expr.NCHW)
+            out.append(np.asarray(r.read()))
+        return out
+
+    return run
+
+
+def open_torch(path: Path, feeds: Feeds, threads: int) -> Run:
+    """An equivalent module (torch reads no ONNX), eager, with its own weights: its outputs are not comparable."""
+    import torch
+
+    from benchmarks.torch_nets import build
+
+    torch.set_num_threads(threads)
+    module, order = build(path.name.partition(".")[0])
+    module.eval()
+
+    def run(f: Feeds) -> list[Array]:
+        with torch.inference_mode():
+            results = module(*(torch.from_numpy(f[name]) for name in order))
+        return [r.numpy() for r in (results if isinstance(results, tuple) else (results,))]
+
+    return run
+
+
+#: Engine → adapter. Names with a suffix are other settings of the same engine.
+ENGINES: dict[str, Callable[[Path, Feeds, int], Run]] = {
+    "mnnpy": _mnnpy("normal"),
+    "mnnpy-high": _mnnpy("high"),
+    "mnnpy-low": _mnnpy("low"),
+    "onnxruntime": open_onnxruntime,
+    "openvino": _openvino({"INFERENCE_PRECISION_HINT": "f32"}),
+    "openvino-default": _openvino({}),
+    "mnn": open_mnn,
+    "torch": open_torch,
+}
+
+#: Engines that compute in fp32 as ``mnnpy`` does: the best of these is what ratios refer to.
+PEERS = ("onnxruntime", "openvino", "mnn", "torch")
+
+_DISTRIBUTIONS = {"mnnpy": "mnnpy-engine", "mnn": "MNN"}
+
+
+def version_of(engine: str) -> str:
+    """The installed version, or empty where the engine is not installed."""
+    name = engine.partition("-")[0]
+    if name == "mnnpy":
+        import mnnpy
+
+        return mnnpy.__version__
+    try:
+        return importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
+    except importlib.metadata.PackageNotFoundError:
+        return ""
