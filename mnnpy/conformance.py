@@ -101,7 +101,7 @@ def run_case(case: Any, backend: str, **options: Any) -> CaseResult:
             names = [v.name for v in session.graph.inputs]
             feeds = {n: _as_input(x) for n, x in zip(names, inputs, strict=False)}
             got = session.run(None, feeds)
-            problem = _compare(got, wanted, case, any(n.op_type in RANDOM_OPS for n in case.model.graph.node))
+            problem = _compare(got, [_as_input(w) for w in wanted], case, any(n.op_type in RANDOM_OPS for n in case.model.graph.node))
             if problem:
                 return CaseResult(case.name, op, "failed", problem, *_where(session, backend))
     except MnnpyError as error:
@@ -116,6 +116,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _as_input(value: Any) -> Any:
+    """Recorded values as a user would hold them: arrays, lists; some cases record protobuf messages."""
+    if hasattr(value, "SerializeToString"):
+        from onnx import numpy_helper
+
+        reader = {"SequenceProto": numpy_helper.to_list, "OptionalProto": numpy_helper.to_optional}
+        value = reader.get(type(value).__name__, numpy_helper.to_array)(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "US":
         return value.astype(object)
     return value
