@@ -102,22 +102,22 @@ def measure(model: str, engines: Sequence[str], threads: int, rounds: int) -> di
             if seconds is not None:
                 w.rounds.append(seconds)
     out: dict[str, Any] = {}
-    for engine, worker, reason in workers:
-        if worker is None:
+    for engine, opened, reason in workers:
+        if opened is None:
             out[engine] = {"error": reason}
             continue
-        worker.facts |= worker.ask("quit")
-        worker.close()
-        if worker.error or not worker.rounds:
-            out[engine] = {"error": worker.error or "no round was finished"}
+        opened.facts |= opened.ask("quit")
+        opened.close()
+        if opened.error or not opened.rounds:
+            out[engine] = {"error": opened.error or "no round was finished"}
             continue
         out[engine] = {
-            "ms": 1e3 * statistics.median(worker.rounds),
-            "rounds": worker.rounds,
-            "load": worker.loaded["load"],
-            "first": worker.loaded["first"],
-            "rss": worker.facts["rss"],
-            "idle": worker.facts["idle"],
+            "ms": 1e3 * statistics.median(opened.rounds),
+            "rounds": opened.rounds,
+            "load": opened.loaded["load"],
+            "first": opened.loaded["first"],
+            "rss": opened.facts["rss"],
+            "idle": opened.facts["idle"],
             "difference": agreement.get(engine),
         }
     _ratios(out)

@@ -14,17 +14,33 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mnnpy.api import backends as backends
-    from mnnpy.api import compile as compile
+    from mnnpy.api import compile as compile  # noqa: A004
     from mnnpy.convert import convert as convert
     from mnnpy.errors import (
         BackendError as BackendError,
+    )
+    from mnnpy.errors import (
         BackendUnavailableError as BackendUnavailableError,
+    )
+    from mnnpy.errors import (
         ContainerError as ContainerError,
+    )
+    from mnnpy.errors import (
         DeployError as DeployError,
+    )
+    from mnnpy.errors import (
         InputError as InputError,
+    )
+    from mnnpy.errors import (
         MnnpyError as MnnpyError,
+    )
+    from mnnpy.errors import (
         ModelError as ModelError,
+    )
+    from mnnpy.errors import (
         ShapeError as ShapeError,
+    )
+    from mnnpy.errors import (
         UnsupportedOpError as UnsupportedOpError,
     )
     from mnnpy.graph.dtypes import DType as DType
@@ -39,20 +55,7 @@ _LAZY = {
     "Graph": "mnnpy.graph.ir",
     "DType": "mnnpy.graph.dtypes",
     "compile": "mnnpy.api",
-    **{
-        name: "mnnpy.errors"
-        for name in (
-            "BackendError",
-            "BackendUnavailableError",
-            "ContainerError",
-            "DeployError",
-            "InputError",
-            "MnnpyError",
-            "ModelError",
-            "ShapeError",
-            "UnsupportedOpError",
-        )
-    },
+    **dict.fromkeys(("BackendError", "BackendUnavailableError", "ContainerError", "DeployError", "InputError", "MnnpyError", "ModelError", "ShapeError", "UnsupportedOpError"), "mnnpy.errors"),
 }
 
 __all__ = [*_LAZY, "__version__", "backends", "convert"]  # noqa: PLE0604
