@@ -55,7 +55,20 @@ _LAZY = {
     "Graph": "mnnpy.graph.ir",
     "DType": "mnnpy.graph.dtypes",
     "compile": "mnnpy.api",
-    **dict.fromkeys(("BackendError", "BackendUnavailableError", "ContainerError", "DeployError", "InputError", "MnnpyError", "ModelError", "ShapeError", "UnsupportedOpError"), "mnnpy.errors"),
+    **dict.fromkeys(
+        (
+            "BackendError",
+            "BackendUnavailableError",
+            "ContainerError",
+            "DeployError",
+            "InputError",
+            "MnnpyError",
+            "ModelError",
+            "ShapeError",
+            "UnsupportedOpError",
+        ),
+        "mnnpy.errors",
+    ),
 }
 
 __all__ = [*_LAZY, "__version__", "backends", "convert"]  # noqa: PLE0604
