@@ -107,7 +107,8 @@ def resize_taps(
     if exclude_outside:
         weights = np.where((places < 0) | (places > size - 1), 0, weights)
     if exclude_outside or antialias:
-        weights = weights / weights.sum(axis=1, keepdims=True)
+        total = weights.sum(axis=1, keepdims=True)
+        weights = weights / np.where(total == 0, 1, total)
     indices = np.clip(places, 0, max(size - 1, 0)).astype(np.int64)
     used = np.flatnonzero(np.any(weights != 0, axis=0))
     keep = slice(used[0], used[-1] + 1) if used.size else slice(0, 1)
