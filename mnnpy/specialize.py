@@ -85,6 +85,8 @@ def specialize(graph: Graph, input_types: Mapping[str, Type], known_values: Mapp
     for node in graph.nodes:
         _visit(walk, node)
     outputs = tuple(walk.resolve(n) for n in graph.output_names)
+    if walk.needs:  # the caller walks again with these values; what was found so far is of no use
+        return Specialized(graph, None, outputs, frozenset(walk.needs), walk.sources)
     return _split(graph, walk, input_types, known_values, outputs)
 
 
