@@ -10,7 +10,7 @@ import onnx
 from mnnpy.convert.onnx.attributes import attribute_type, attribute_value, resolved_attributes
 from mnnpy.convert.onnx.conversions import find_conversion, load_conversions
 from mnnpy.convert.onnx.emitter import Body, Emitter, GraphArgument
-from mnnpy.convert.onnx.order import topological
+from mnnpy.convert.onnx.order import graphs_of, topological
 from mnnpy.convert.onnx.schemas import highest_opset, is_standard, op_name, reader_version, schema_for
 from mnnpy.convert.onnx.scope import Frame, Names, Scope
 from mnnpy.convert.onnx.tensors import ExternalData, read_sparse, read_tensor, read_type
@@ -45,7 +45,7 @@ class Reader:
         }
         self._used: dict[str, list[str]] = {}  #: our op name → labels of its nodes
         self._undefined: dict[str, list[str]] = {}  #: ops that no ONNX schema defines, in words → labels
-        self._count = 0
+        self._sizes: dict[_FunctionKey, int] = {}  #: function → nodes after inlining what it calls
         load_conversions()
 
     # -- the model --
@@ -56,6 +56,8 @@ class Reader:
         if not opsets and model.ir_version < 3:
             opsets = {"": 1}  # ONNX IR: before version 3 a model imports opset 1
         proto = model.graph
+        if self._inlined_size(proto.node, ()) > _MAX_NODES:
+            raise ModelError(f"model '{self._source}' has more than {_MAX_NODES} nodes after inlining its functions")
         frame = Frame(self._names)
         scope = Scope(frame, opsets)
         for value in (*proto.input, *proto.output):  # the caller's names come first: no body may take them
@@ -208,16 +210,13 @@ class Reader:
             raise ModelError(f"graph '{name}' is nested more than {_MAX_DEPTH} levels deep")
         frame = Frame(self._names, parent, parent.depth + 1)
         outer = argument.scope
-        scope = Scope(frame, outer.opsets, outer, outer.prefix, outer.arguments, outer.calls)
+        scope = Scope(frame, outer.opsets, outer, outer.prefix, outer.arguments)
         inputs, outputs = self._fill(proto, scope, defaults=False, where=f"graph '{name}'")
         return Body(name, frame, inputs, outputs)
 
     # -- nodes --
 
     def _nodes(self, nodes: Any, scope: Scope, where: str) -> None:
-        self._count += len(nodes)
-        if self._count > _MAX_NODES:
-            raise ModelError(f"{where}: the model has more than {_MAX_NODES} nodes after inlining its functions")
         for node in topological(nodes, where):
             self._node(node, scope, where)
 
@@ -291,6 +290,24 @@ class Reader:
 
     # -- functions --
 
+    def _inlined_size(self, nodes: Iterable[onnx.NodeProto], calls: tuple[_FunctionKey, ...]) -> int:
+        """Number of nodes once all calls are inlined; refuses recursion, of which there would be no end."""
+        size = 0
+        for node in nodes:
+            size += 1
+            if node.attribute:
+                size += sum(self._inlined_size(body.node, calls) for body in graphs_of(node))
+            key = (_domain(node.domain), node.op_type, node.overload)
+            if key not in self._functions:
+                continue
+            if key not in self._sizes:
+                if key in calls or len(calls) >= _MAX_DEPTH:
+                    path = " → ".join(name for _, name, _ in (*calls, key))
+                    raise ModelError(f"functions call each other without end or too deeply: {path}")
+                self._sizes[key] = self._inlined_size(self._functions[key].node, (*calls, key))
+            size += self._sizes[key]
+        return size
+
     def _inline(
         self,
         function: onnx.FunctionProto,
@@ -301,10 +318,6 @@ class Reader:
         where: str,
     ) -> None:
         """Put the body of a model-local function in place of its call (ONNX IR, "Functions")."""
-        key = (_domain(function.domain), function.name, function.overload)
-        if key in scope.calls or len(scope.calls) >= _MAX_DEPTH:
-            path = " → ".join(name for _, name, _ in (*scope.calls, key))
-            raise ModelError(f"{where}: functions call each other without end or too deeply: {path}")
         if len(inputs) > len(function.input) or len(outputs) > len(function.output):
             raise ModelError(
                 f"{where}: function '{function.name}' has {len(function.input)} inputs and {len(function.output)} outputs, "
@@ -317,7 +330,6 @@ class Reader:
             opsets=opsets,
             prefix=f"{scope.prefix}{label}/",
             arguments=self._arguments(function, node, scope, where),
-            calls=(*scope.calls, key),
         )
         for k, name in enumerate(function.input):
             inner.bind(name, inputs[k] if k < len(inputs) else "")

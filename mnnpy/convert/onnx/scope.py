@@ -143,8 +143,6 @@ class Scope:
     prefix: str = ""
     #: Attribute arguments of the function being inlined, with the scope that their bodies belong to.
     arguments: Mapping[str, tuple[AttributeProto, Scope]] | None = None
-    #: Functions being inlined around here, to refuse recursion.
-    calls: tuple[tuple[str, str, str], ...] = ()
     values: dict[str, tuple[str, Frame]] = field(default_factory=dict)
 
     def bind(self, name: str, value: str) -> None:
