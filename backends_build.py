@@ -32,7 +32,7 @@ ISA_FLAGS: dict[str, list[str]] = {
 FLAGS = [
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-fno-math-errno",
     "-fno-trapping-math", "-ffp-contract=fast", "-fno-semantic-interposition", "-Wall", "-Wextra", "-Wno-psabi",
-    "-Wno-restrict",
+    "-Wno-restrict", "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # noise of gcc 12
     "-DNDEBUG",
 ]  # fmt: skip
 
