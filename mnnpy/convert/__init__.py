@@ -46,7 +46,9 @@ def convert(
     return graph
 
 
-def _read(source: Any, example_inputs: Sequence[Any] | None, dynamic_shapes: Any, opset: int | None, check_ops: bool) -> Graph:
+def _read(
+    source: Any, example_inputs: Sequence[Any] | None, dynamic_shapes: Any, opset: int | None, check_ops: bool
+) -> Graph:
     from mnnpy.convert.torch import is_module
 
     if is_module(source):
@@ -70,7 +72,9 @@ def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check
     return read(source, check_ops=check_ops)
 
 
-def from_torch(module: Any, example_inputs: Sequence[Any], *, dynamic_shapes: Any = None, opset: int | None = None) -> Graph:
+def from_torch(
+    module: Any, example_inputs: Sequence[Any], *, dynamic_shapes: Any = None, opset: int | None = None
+) -> Graph:
     """Export and read a torch module; see `mnnpy.convert.torch.from_torch`."""
     from mnnpy.convert.torch import from_torch as read
 

@@ -61,9 +61,9 @@ class _Writer:
                 if value.type is not None:
                     info.type.CopyFrom(_type(value.type))
         known = {*graph.input_names, *graph.output_names, *graph.constants}
-        for name, type in graph.types.items():
+        for name, found in graph.types.items():
             if name not in known:
-                proto.value_info.add(name=name).type.CopyFrom(_type(type))
+                proto.value_info.add(name=name).type.CopyFrom(_type(found))
         for name, array in graph.constants.items():
             proto.initializer.append(_tensor(name, np.asarray(array), self._weights))
         proto.node.extend(self._node(n, outer) for n in graph.nodes)
@@ -129,7 +129,7 @@ def _tensor(name: str, array: Array, weights: bool) -> TensorProto:
     dtype = DType.of(array.dtype)
     if dtype is DType.STRING:
         flat = [str(s).encode() for s in array.reshape(-1)]
-        return helper.make_tensor(name, TensorProto.STRING, array.shape, flat)
+        return TensorProto(name=name, data_type=TensorProto.STRING, dims=array.shape, string_data=flat)
     if weights or array.nbytes <= _INLINE_BYTES:
         return numpy_helper.from_array(array, name)
     proto = TensorProto(name=name, data_type=onnx_number(dtype), dims=array.shape)

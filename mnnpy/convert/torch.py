@@ -86,7 +86,7 @@ def _call_of(module: Any) -> Any:
     """A module that calls *module*: of ``forward`` itself the exporter would turn defaults into further inputs."""
     import torch
 
-    class Call(torch.nn.Module):
+    class Call(torch.nn.Module):  # type: ignore[misc] # torch is optional, mypy may not see it
         def __init__(self) -> None:
             super().__init__()
             self.module = module

@@ -78,10 +78,10 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
                 file.write(struct.pack("<Q", len(header)) + header)
                 for chunk in chunks:
                     _write(file, chunk)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, target)
+            Path(temporary).chmod(0o666 & ~_umask())
+            Path(temporary).replace(target)
         except BaseException:
-            os.unlink(temporary)
+            Path(temporary).unlink()
             raise
     except OSError as error:
         raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
@@ -104,7 +104,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
     Raises ModelError where the file is damaged, of another kind, or written by a newer mnnpy.
     """
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
                 raise ModelError(f"'{path}' is not a .mnnpy file: it has only {size} bytes")
@@ -116,9 +116,7 @@ def load(path: str | os.PathLike[str]) -> Graph:
     except MnnpyError:
         raise
     except Exception as error:  # whatever damage provokes: the file is at fault
-        raise ModelError(
-            f"'{path}' is damaged ({type(error).__name__}: {error}); convert the model again"
-        ) from error
+        raise ModelError(f"'{path}' is damaged ({type(error).__name__}: {error}); convert the model again") from error
 
 
 class _Writer:
@@ -262,7 +260,9 @@ class _Reader:
     def read(self) -> Graph:
         (length,) = struct.unpack("<Q", self._data[:8])
         if length > min(self._size - 8, _MAX_HEADER):
-            raise ModelError(f"'{self._name}' is not a .mnnpy file, or it is truncated: its header would have {length} bytes")
+            raise ModelError(
+                f"'{self._name}' is not a .mnnpy file, or it is truncated: its header would have {length} bytes"
+            )
         self._start = 8 + length
         try:
             header = json.loads(self._data[8 : self._start].decode("utf-8"))
@@ -286,7 +286,8 @@ class _Reader:
         end = max((int(e["data_offsets"][1]) for e in self._entries.values()), default=0)
         if self._start + end != self._size:
             raise ModelError(
-                f"'{self._name}' is truncated or damaged: its tensors need {self._start + end} bytes, it has {self._size}"
+                f"'{self._name}' is truncated or damaged: its tensors need {self._start + end} bytes, "
+                f"it has {self._size}"
             )
 
     def _graph(self, form: Any, depth: int) -> Graph:
@@ -303,8 +304,8 @@ class _Reader:
         )
 
     def _value(self, form: Any) -> Value:
-        name, type = form
-        return Value(_str(name), None if type is None else _read_type(type))
+        name, known = form
+        return Value(_str(name), None if known is None else _read_type(known))
 
     def _node(self, form: Any, depth: int) -> Node:
         op, inputs, outputs, attrs, name = form
@@ -356,13 +357,19 @@ class _Reader:
         begin, end = entry["data_offsets"]
         tag, stored = _stored_form(dtype, shape)
         fits = all(type(d) is int and d >= 0 for d in shape) and end - begin == prod(shape) * dtype.itemsize
-        if entry["dtype"] != tag or entry["shape"] != stored or not fits or not 0 <= begin <= end <= self._size - self._start:
+        if (
+            entry["dtype"] != tag
+            or entry["shape"] != stored
+            or not fits
+            or not 0 <= begin <= end <= self._size - self._start
+        ):
             raise ModelError(f"'{self._name}': tensor '{key}' does not fit {dtype}{list(shape)}; the file is damaged")
         if begin == end:
             return np.empty(shape, dtype.numpy)
         if dtype is DType.BOOL:  # a byte other than 0 and 1 would be undefined
             raw = np.frombuffer(self._data, np.uint8, prod(shape), self._start + begin)
-            return (raw != 0).reshape(shape)
+            bools: Array = raw != 0
+            return bools.reshape(shape)
         return np.frombuffer(self._data, dtype.numpy, prod(shape), self._start + begin).reshape(shape)
 
 

@@ -50,7 +50,9 @@ def nest(p: onnx.ModelProto, depth: int) -> None:
         outer = onnx.GraphProto(name="level", output=[onnx.ValueInfoProto(name="r")])
         made = outer.node.add(op_type="If", input=["c"], output=["r"])
         for key in ("then_branch", "else_branch"):
-            made.attribute.add(name=key, type=AttributeProto.GRAPH).g.CopyFrom(graph if key == "then_branch" else _leaf())
+            made.attribute.add(name=key, type=AttributeProto.GRAPH).g.CopyFrom(
+                graph if key == "then_branch" else _leaf()
+            )
         graph = outer
     p.graph.CopyFrom(graph)
     p.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
@@ -78,13 +80,13 @@ def _set(path: str, value: Any) -> Callable[[onnx.ModelProto], None]:
 
     def change(p: onnx.ModelProto) -> None:
         target, _, field = path.rpartition(".")
-        setattr(eval(f"p.{target}" if target else "p", {"p": p}), field, value)  # noqa: S307 - paths of this file
+        setattr(eval(f"p.{target}" if target else "p", {"p": p}), field, value)
 
     return change
 
 
 def _extend(path: str, *values: Any) -> Callable[[onnx.ModelProto], None]:
-    return lambda p: eval(f"p.{path}", {"p": p}).extend(values)  # type: ignore[no-any-return] # noqa: S307
+    return lambda p: eval(f"p.{path}", {"p": p}).extend(values)  # type: ignore[no-any-return]
 
 
 def _tensor(**fields: Any) -> Callable[[onnx.ModelProto], None]:
@@ -112,14 +114,22 @@ DAMAGE: list[tuple[str, Callable[[onnx.ModelProto], Any], str]] = [
     ("undefined-type", _tensor(dims=[1], raw_data=bytes(4)), "element type number 0"),
     ("bad-utf8", _tensor(data_type=TensorProto.STRING, dims=[1], string_data=[b"\xff"]), "not UTF-8"),
     ("strings-missing", _tensor(data_type=TensorProto.STRING, dims=[2], string_data=[b"a"]), "1 strings"),
-    ("segment", _tensor(data_type=F, dims=[1], float_data=[1], segment=TensorProto.Segment(begin=0, end=1)), "segmented"),
+    (
+        "segment",
+        _tensor(data_type=F, dims=[1], float_data=[1], segment=TensorProto.Segment(begin=0, end=1)),
+        "segmented",
+    ),
     ("negative-input-dim", _set("graph.input[0].type.tensor_type.shape.dim[0].dim_value", -1), "size -1 is negative"),
     ("unknown-input-type", _set("graph.input[0].type.tensor_type.elem_type", 77), "element type number 77"),
     ("nameless-input", _set("graph.input[0].name", ""), "input has no name"),
     ("nameless-initializer", _set("graph.initializer[0].name", ""), "initializer has no name"),
     ("input-twice", lambda p: p.graph.input.append(p.graph.input[0]), "listed twice"),
     ("missing-operand", _set("graph.node[1].op_type", "Add"), "takes 2"),
-    ("unknown-operand", lambda p: p.graph.node[1].input.__setitem__(0, "nowhere"), "'relu' .*'nowhere' is produced by no"),
+    (
+        "unknown-operand",
+        lambda p: p.graph.node[1].input.__setitem__(0, "nowhere"),
+        "'relu' .*'nowhere' is produced by no",
+    ),
     ("missing-output", _set("graph.output[0].name", "nowhere"), "output 'nowhere'"),
     ("written-twice", lambda p: p.graph.node[1].output.__setitem__(0, "a"), "'a' is defined twice"),
     ("writes-an-input", lambda p: p.graph.node[1].output.__setitem__(0, "x"), "'x' is defined twice"),
@@ -127,18 +137,42 @@ DAMAGE: list[tuple[str, Callable[[onnx.ModelProto], Any], str]] = [
     ("self-cycle", lambda p: p.graph.node[1].input.__setitem__(0, "b"), "cycle through 'relu'"),
     ("too-many-operands", _extend("graph.node[1].input", "x", "x"), "takes 1.* inputs, the node has 3"),
     ("too-many-results", _extend("graph.node[1].output", "p", "q"), "at most 1 outputs"),
-    ("misspelt-attribute", lambda p: setattr(attribute(p), "name", "kernel_shap"), "no attribute 'kernel_shap'; did you mean 'kernel_shape'"),
+    (
+        "misspelt-attribute",
+        lambda p: setattr(attribute(p), "name", "kernel_shap"),
+        "no attribute 'kernel_shap'; did you mean 'kernel_shape'",
+    ),
     ("attribute-twice", lambda p: p.graph.node[0].attribute.append(attribute(p)), "given twice"),
-    ("attribute-of-wrong-type", lambda p: attribute(p).CopyFrom(helper.make_attribute("kernel_shape", 1.5)), "is FLOAT, it must be INTS"),
-    ("attribute-text-not-utf8", lambda p: p.graph.node[0].attribute.append(helper.make_attribute("auto_pad", b"\xff\xfe")), "not UTF-8"),
+    (
+        "attribute-of-wrong-type",
+        lambda p: attribute(p).CopyFrom(helper.make_attribute("kernel_shape", 1.5)),
+        "is FLOAT, it must be INTS",
+    ),
+    (
+        "attribute-text-not-utf8",
+        lambda p: p.graph.node[0].attribute.append(helper.make_attribute("auto_pad", b"\xff\xfe")),
+        "not UTF-8",
+    ),
     ("reference-outside-function", lambda p: setattr(attribute(p), "ref_attr_name", "k"), "outside of any function"),
     ("body-missing", lambda p: p.graph.node[2].ClearField("attribute"), "needs attribute 'body'"),
-    ("body-output-missing", lambda p: setattr(p.graph.node[2].attribute[0].g.output[1], "name", "nowhere"), "output 'nowhere'"),
-    ("body-operand-missing", lambda p: p.graph.node[2].attribute[0].g.node[0].input.__setitem__(0, "nowhere"), "'nowhere'"),
+    (
+        "body-output-missing",
+        lambda p: setattr(p.graph.node[2].attribute[0].g.output[1], "name", "nowhere"),
+        "output 'nowhere'",
+    ),
+    (
+        "body-operand-missing",
+        lambda p: p.graph.node[2].attribute[0].g.node[0].input.__setitem__(0, "nowhere"),
+        "'nowhere'",
+    ),
     ("deep-bodies", lambda p: nest(p, 80), "nested more than 64"),
     ("exploding-functions", explode, "more than 4000000 nodes|too deeply"),
-    ("nodes-before-opset-1-form", lambda p: p.graph.node.append(node("Relu", ["y"], ["z"], domain="ai.onnx.ml")), "which opset of 'ai.onnx.ml'"),
-]  # fmt: skip
+    (
+        "nodes-before-opset-1-form",
+        lambda p: p.graph.node.append(node("Relu", ["y"], ["z"], domain="ai.onnx.ml")),
+        "which opset of 'ai.onnx.ml'",
+    ),
+]
 
 
 @pytest.mark.parametrize("damage,message", [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])

@@ -45,7 +45,9 @@ def value_info(name: str, array: Any) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
-def node(op: str, inputs: Sequence[str], outputs: Sequence[str], name: str = "", domain: str = "", **attrs: Any) -> onnx.NodeProto:
+def node(
+    op: str, inputs: Sequence[str], outputs: Sequence[str], name: str = "", domain: str = "", **attrs: Any
+) -> onnx.NodeProto:
     return helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **attrs)
 
 

@@ -69,7 +69,12 @@ case("PRelu", 1, [X, f32(1)], lambda x, s: np.where(x < 0, x * s, x))
 case("PRelu", 7, [X, f32(3, 1, 1)], "ort")
 case("Clip", 1, [X], lambda x: np.maximum(x, -0.5), min=-0.5)
 case("Clip", 6, [X], "ort", min=-0.5, max=0.25)
-case("Clip", 6, [np.array([-np.inf, 1, np.inf], np.float32)], lambda x: np.clip(x, *np.finfo(np.float32).max * np.array([-1, 1])))
+case(
+    "Clip",
+    6,
+    [np.array([-np.inf, 1, np.inf], np.float32)],
+    lambda x: np.clip(x, *np.finfo(np.float32).max * np.array([-1, 1])),
+)
 case("Clip", 6, [X.astype(np.float64)], lambda x: np.clip(x, -0.5, 0.25), min=-0.5, max=0.25)
 case("Selu", 1, [X], lambda x: 1.0507 * np.where(x > 0, x, 1.6732 * np.expm1(x)))
 case("Cast", 1, [X], lambda x: x.astype(np.int64), to="INT64")
@@ -114,13 +119,27 @@ for _mode in ("round_prefer_floor", "floor"):
             "Resize", 11, [IMAGE, _roi, np.array(_scales, np.float32)], "ort", mode="nearest", nearest_mode=_mode,
             coordinate_transformation_mode="tf_half_pixel_for_nn",
         )  # fmt: skip
-case("Resize", 11, [IMAGE, np.zeros(0, np.float32), np.zeros(0, np.float32), np.array([1, 2, 8, 3])], "ort", mode="linear")
+case(
+    "Resize",
+    11,
+    [IMAGE, np.zeros(0, np.float32), np.zeros(0, np.float32), np.array([1, 2, 8, 3])],
+    "ort",
+    mode="linear",
+)
 case("Resize", 13, [IMAGE, np.zeros(0, np.float32), np.array([1, 1, 2, 3], np.float32)], "ort")
 _grid = np.clip(f32(1, 3, 3, 2), -1, 1)
 case("GridSample", 16, [IMAGE, _grid], "ort", mode="bilinear", align_corners=1)
 case("GridSample", 16, [IMAGE, _grid], "ort", mode="bicubic", padding_mode="border")
 case("GridSample", 16, [IMAGE, _grid], "ort")
-case("RoiAlign", 10, [IMAGE, np.array([[0, 0, 3, 3.5]], np.float32), np.array([0])], "ort", output_height=2, output_width=2, sampling_ratio=2)
+case(
+    "RoiAlign",
+    10,
+    [IMAGE, np.array([[0, 0, 3, 3.5]], np.float32), np.array([0])],
+    "ort",
+    output_height=2,
+    output_width=2,
+    sampling_ratio=2,
+)
 for _axis in (0, 1, 2, 3):
     case("Softmax", 1, [X], lambda x, a=_axis: old_softmax(x, a), axis=_axis)
     case("Softmax", 11, [X], "ort", axis=_axis)
@@ -166,25 +185,53 @@ def group_norm(x: Any, s: Any, b: Any) -> Any:
 
 
 case("GroupNormalization", 18, [f32(2, 6, 3, 3), f32(2), f32(2)], group_norm, num_groups=2)
-case("GroupNormalization", 18, [f32(2, 6, 3, 3).astype(np.float64), *f32(2, 2).astype(np.float64)], group_norm, num_groups=2)
+case(
+    "GroupNormalization",
+    18,
+    [f32(2, 6, 3, 3).astype(np.float64), *f32(2, 2).astype(np.float64)],
+    group_norm,
+    num_groups=2,
+)
 case("Dropout", 6, [X], lambda x: [x, np.ones_like(x)], 2, is_test=1)
 case("Dropout", 7, [X], lambda x: [x, np.ones_like(x)], 2, ratio=0.3)
 case("Dropout", 7, [X], "ort")
 case("Dropout", 10, [X], lambda x: [x, np.ones(x.shape, bool)], 2)
 case("LpPool", 1, [abs(IMAGE)], "reference", kernel_shape=[2, 2], p=2.0)
-case("LpPool", 1, [IMAGE], lambda x: (abs(x.reshape(1, 2, 2, 2, 3, 2)) ** 1.5).sum((3, 5)) ** (1 / 1.5), kernel_shape=[2, 2], strides=[2, 2], p=1.5)
+case(
+    "LpPool",
+    1,
+    [IMAGE],
+    lambda x: (abs(x.reshape(1, 2, 2, 2, 3, 2)) ** 1.5).sum((3, 5)) ** (1 / 1.5),
+    kernel_shape=[2, 2],
+    strides=[2, 2],
+    p=1.5,
+)
 case("GlobalLpPool", 1, [IMAGE], lambda x: np.sqrt((x**2).sum((2, 3), keepdims=True)), p=2.0)
 case("GlobalLpPool", 1, [IMAGE], lambda x: (abs(x) ** 2.5).sum((2, 3), keepdims=True) ** 0.4, p=2.5)
 case("Gemm", 6, [f32(2, 3), f32(3, 4), f32(4)], lambda a, b, c: a @ b + c, broadcast=1)
 case("Gemm", 1, [f32(3, 2), f32(3, 4), f32(2, 4)], lambda a, b, c: 0.5 * a.T @ b + c, transA=1, alpha=0.5)
-case("DFT", 17, [f32(1, 4, 6, 1)], lambda x: np.stack([f := np.fft.fft(x[..., 0], axis=1), f], -1).real * [1, 0] + np.stack([f, f], -1).imag * [0, 1])
+case(
+    "DFT",
+    17,
+    [f32(1, 4, 6, 1)],
+    lambda x: np.stack([f := np.fft.fft(x[..., 0], axis=1), f], -1).real * [1, 0] + np.stack([f, f], -1).imag * [0, 1],
+)
 case("DFT", 17, [f32(1, 4, 6, 1)], "reference", axis=2)
 _seq = f32(3, 2, 4)
 case("GRU", 1, [_seq, f32(1, 15, 4), f32(1, 15, 5)], "ort@7", 2, hidden_size=5, output_sequence=1)
 case("GRU", 1, [_seq, f32(1, 15, 4), f32(1, 15, 5)], "ort@7", 2, hidden_size=5, direction="foward")
 case("GRU", 3, [_seq, f32(1, 15, 4), f32(1, 15, 5), f32(1, 30)], "ort@7", 2, hidden_size=5, linear_before_reset=1)
 case("RNN", 1, [_seq, f32(1, 5, 4), f32(1, 5, 5)], "ort@7", 2, hidden_size=5, output_sequence=1)
-case("LSTM", 1, [_seq, f32(2, 20, 4), f32(2, 20, 5)], "ort@7", 3, hidden_size=5, direction="bidirectional", output_sequence=1)
+case(
+    "LSTM",
+    1,
+    [_seq, f32(2, 20, 4), f32(2, 20, 5)],
+    "ort@7",
+    3,
+    hidden_size=5,
+    direction="bidirectional",
+    output_sequence=1,
+)
 case("LSTM", 7, [_seq, f32(1, 20, 4), f32(1, 20, 5)], "ort", 3, hidden_size=5)
 
 
@@ -226,11 +273,11 @@ def test_old_opset(
     if not typed:
         for value in proto.graph.input:
             value.ClearField("type")
-    try:
-        got = read_and_run(proto, feeds)
-    except ModelError as error:
-        assert not typed and "run shape inference" in str(error)
+    if not typed and attrs.get("axis", 0) < 0 and attrs.get("broadcast"):
+        with pytest.raises(ModelError, match="run shape inference"):
+            from_onnx(proto, check_ops=False)
         return
+    got = read_and_run(proto, feeds)
     for w, g in zip(want, got, strict=True):
         assert np.shape(g) == np.shape(w)
         if callable(expected):
@@ -259,7 +306,11 @@ def test_dropout_6_trains() -> None:
 def test_scan_8(lengths: list[int] | None, direction: list[int] | None) -> None:
     """A running sum per sample, with a captured factor."""
     body = helper.make_graph(
-        [node("Mul", ["x", "factor"], ["scaled"]), node("Add", ["s", "scaled"], ["t"]), node("Identity", ["t"], ["out"])],
+        [
+            node("Mul", ["x", "factor"], ["scaled"]),
+            node("Add", ["s", "scaled"], ["t"]),
+            node("Identity", ["t"], ["out"]),
+        ],
         "body",
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in ("s", "x")],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in ("t", "out")],
@@ -268,7 +319,9 @@ def test_scan_8(lengths: list[int] | None, direction: list[int] | None) -> None:
     feeds: dict[str, Any] = {"start": f32(2, 2), "xs": f32(2, 3, 2), "factor": f32(2)}
     if lengths is not None:
         feeds["lengths"] = np.array(lengths)
-    scan = node("Scan", ["lengths" if lengths else "", "start", "xs"], ["final", "sums"], body=body, num_scan_inputs=1, **attrs)
+    scan = node(
+        "Scan", ["lengths" if lengths else "", "start", "xs"], ["final", "sums"], body=body, num_scan_inputs=1, **attrs
+    )
     final, sums = read_and_run(model([scan], feeds, ["final", "sums"], 8), feeds)
     for k in range(2):
         n = lengths[k] if lengths else 3
@@ -283,7 +336,15 @@ def test_label_encoder_1() -> None:
     names = ["a", "b", "c"]
     words, numbers = np.array(["c", "z", "a"], object), np.array([1, 7, 0])
     for x, want in ((words, [2, -5, 0]), (numbers, ["b", "?", "a"])):
-        encode = node("LabelEncoder", ["x"], ["y"], domain="ai.onnx.ml", classes_strings=names, default_int64=-5, default_string="?")
+        encode = node(
+            "LabelEncoder",
+            ["x"],
+            ["y"],
+            domain="ai.onnx.ml",
+            classes_strings=names,
+            default_int64=-5,
+            default_string="?",
+        )
         proto = model([encode], {"x": x}, ["y"], opsets={"ai.onnx.ml": 1})
         assert read_and_run(proto, {"x": x})[0].tolist() == want
 
@@ -301,7 +362,9 @@ def test_label_encoder_1() -> None:
         (
             {
                 "sparse_value": helper.make_sparse_tensor(
-                    numpy_helper.from_array(np.array([1, 2], np.float32)), numpy_helper.from_array(np.array([1, 5])), [2, 3]
+                    numpy_helper.from_array(np.array([1, 2], np.float32)),
+                    numpy_helper.from_array(np.array([1, 5])),
+                    [2, 3],
                 )
             },
             np.array([[0, 1, 0], [0, 0, 2]], np.float32),
@@ -313,7 +376,9 @@ def test_constant(attrs: dict[str, Any], want: np.ndarray) -> None:
     graph = from_onnx(model([node("Constant", [], ["y"], **attrs)], {}, ["y"], 13), check_ops=False)
     got = graph.constants["y"]
     assert not graph.nodes
-    assert got.dtype == want.dtype and got.shape == want.shape and got.tolist() == want.tolist()
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    assert got.tolist() == want.tolist()
 
 
 def test_resize_10_with_scales_from_data() -> None:

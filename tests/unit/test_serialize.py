@@ -50,7 +50,9 @@ def same(a: Any, b: Any) -> bool:
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 dims = st.one_of(
     st.integers(0, 9),
-    st.builds(SymDim, st.dictionaries(texts.filter(bool), st.integers(1, 5), min_size=1, max_size=2), st.integers(-3, 3)),
+    st.builds(
+        SymDim, st.dictionaries(texts.filter(bool), st.integers(1, 5), min_size=1, max_size=2), st.integers(-3, 3)
+    ),
 )
 dtypes = st.sampled_from(list(DType))
 tensor_types = st.builds(TensorType, dtypes, st.none() | st.lists(dims, max_size=3).map(tuple))
@@ -79,7 +81,8 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
 ints = st.lists(st.integers(-9, 9), max_size=3).map(tuple)
 regions = st.builds(Region, st.integers(0, 3), ints, st.integers(), ints, st.integers(), ints)
 leaves = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), texts, dtypes, arrays(), types, dims, regions, st.binary(max_size=5),
+    st.none(), st.booleans(), st.integers(), st.floats(), texts, dtypes, arrays(), types, dims, regions,
+    st.binary(max_size=5),
     st.complex_numbers(allow_nan=False), st.floats(width=32).map(np.float32), st.integers(0, 255).map(np.uint8),
 )  # fmt: skip
 attrs = st.recursive(
@@ -110,7 +113,9 @@ def graphs(draw: st.DrawFn, depth: int = 0) -> Graph:
 
 
 @given(graph=graphs())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_round_trip_is_exact(tmp_path: Path, graph: Graph) -> None:
     path = tmp_path / "g.mnnpy"
     save(graph, path)
@@ -126,7 +131,12 @@ def example() -> Graph:
         (Value("x", TensorType(DType.F32, (sym("n"), 3))),),
         (Value("y"),),
         (Node("Loop", ("w",), ("y",), {"body": body, "limit": float("inf"), "captures": 0}, "loop"),),
-        {"w": weights, "small": np.array([1, 2], np.int8), "odd": np.ones(77, np.uint8), "v": np.ones((8, 8), np.float16)},
+        {
+            "w": weights,
+            "small": np.array([1, 2], np.int8),
+            "odd": np.ones(77, np.uint8),
+            "v": np.ones((8, 8), np.float16),
+        },
         {},
         {"maker": "a test"},
     )
@@ -140,7 +150,8 @@ def test_weights_are_mapped_aligned_shared_and_read_only(tmp_path: Path, example
     inner = graph.nodes[0].attrs["body"].constants["k"]
     assert inner is graph.constants["w"]
     for array in graph.constants.values():
-        assert not array.flags.owndata and not array.flags.writeable
+        assert not array.flags.owndata
+        assert not array.flags.writeable
         if array.nbytes >= 64:
             assert array.__array_interface__["data"][0] % 64 == 0
     save(graph, path)  # over the file that is mapped
@@ -157,7 +168,7 @@ def test_file_is_plain_safetensors(tmp_path: Path, example: Graph) -> None:
 
 def test_what_has_no_stored_form_is_named(tmp_path: Path) -> None:
     graph = Graph("g", (), (), (Node("Op", (), ("y",), {"bad": object()}, "n"),))
-    with pytest.raises(ModelError, match="node 'n' .*attribute 'bad'.*object has no stored form"):
+    with pytest.raises(ModelError, match=r"node 'n' .*attribute 'bad'.*object has no stored form"):
         save(graph, tmp_path / "g.mnnpy")
     with pytest.raises(ModelError, match="constant 'c'"):
         save(Graph("g", (), (), (), {"c": np.array([None])}), tmp_path / "g.mnnpy")
@@ -239,7 +250,7 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot read"):
         load(path)
     path.write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(ModelError, match="not a .mnnpy file"):
+    with pytest.raises(ModelError, match=r"not a \.mnnpy file"):
         load(path)
     with pytest.raises(ModelError, match="cannot read"):
         load(tmp_path)

@@ -106,7 +106,9 @@ def attribute_value(
         case _A.TYPE_PROTOS:
             return tuple(read_type(t, name, lambda hint: hint, where) for t in a.type_protos)
         case kind:
-            raise ModelError(f"{where}: attributes of type {_A.AttributeType.Name(kind) if kind else 'UNDEFINED'} are not supported")
+            raise ModelError(
+                f"{where}: attributes of type {_A.AttributeType.Name(kind) if kind else 'UNDEFINED'} are not supported"
+            )
 
 
 def _element_type(number: int, name: str, where: str) -> DType | None:

@@ -25,7 +25,9 @@ def scan_8(
     n_states = len(operands) - num_scan_inputs
     n_outputs = len(body.proto.output)
     if n_states < 0 or n_outputs < n_states:
-        raise ModelError(f"{num_scan_inputs} scan inputs do not fit {len(operands)} operands and {n_outputs} body outputs")
+        raise ModelError(
+            f"{num_scan_inputs} scan inputs do not fit {len(operands)} operands and {n_outputs} body outputs"
+        )
     inner = g.body()
     inputs = [inner.body_input("sample") for _ in operands]
     names = [v.name for v in inputs]

@@ -66,4 +66,3 @@ def conversions() -> dict[tuple[str, str], list[tuple[int, int, Conversion]]]:
 def load_conversions() -> None:
     """Import every family once."""
     _load()
-

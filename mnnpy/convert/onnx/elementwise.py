@@ -19,7 +19,9 @@ def align(g: Emitter, b: str, a: str, axis: int) -> str:
     rank_a, rank_b = g.rank(a), g.rank(b)
     if axis < 0:
         if rank_a is None:
-            raise ModelError(f"axis {axis} counts from the end, but the rank of '{a}' is not known; run shape inference")
+            raise ModelError(
+                f"axis {axis} counts from the end, but the rank of '{a}' is not known; run shape inference"
+            )
         axis += rank_a
     if rank_a is not None and rank_b is not None:
         trailing = rank_a - axis - rank_b

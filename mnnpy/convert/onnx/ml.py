@@ -28,10 +28,6 @@ def label_encoder(
     numbers = tuple(range(len(classes_strings)))
     if dtype is DType.STRING:
         default = -1 if default_int64 is None else default_int64
-        return g.op(
-            "ml.LabelEncoder", x, keys_strings=classes_strings, values_int64s=numbers, default_int64=default
-        )
+        return g.op("ml.LabelEncoder", x, keys_strings=classes_strings, values_int64s=numbers, default_int64=default)
     fallback = "_Unused" if default_string is None else default_string
-    return g.op(
-        "ml.LabelEncoder", x, keys_int64s=numbers, values_strings=classes_strings, default_string=fallback
-    )
+    return g.op("ml.LabelEncoder", x, keys_int64s=numbers, values_strings=classes_strings, default_string=fallback)

@@ -47,7 +47,9 @@ def slice_(
 
 
 @conversion("Split", until=1)
-def split_1(g: Emitter, x: str, sizes: str | None = None, *, axis: int = 0, split: tuple[int, ...] | None = None) -> Any:
+def split_1(
+    g: Emitter, x: str, sizes: str | None = None, *, axis: int = 0, split: tuple[int, ...] | None = None
+) -> Any:
     """Sizes may come as an operand (of the type of *x*) or as an attribute."""
     if sizes is not None:
         return g.op("Split", x, g.op("Cast", sizes, to=DType.I64), outputs=g.n_outputs, axis=axis)
@@ -122,9 +124,7 @@ def upsample_7(g: Emitter, x: str, *, scales: tuple[float, ...], mode: str = "ne
 def upsample_9(g: Emitter, x: str, scales: str, *, mode: str = "nearest") -> Any:
     """Scales are at least 1; coordinates are those of ``asymmetric``."""
     mode = "nearest" if mode == "nearest" else "linear"  # opset 1 says "bilinear"
-    return g.op(
-        "Resize", x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    )
+    return g.op("Resize", x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
 @conversion("Resize", since=10, until=10)
@@ -144,9 +144,7 @@ def resize_10(g: Emitter, x: str, scales: str, *, mode: str = "nearest") -> Any:
         x = upsample_9(g, x, g.op("Max", scales, one) if shrink else scales)
     if shrink:
         down = g.op("Min", scales, one) if grow else scales
-        x = g.op(
-            "Resize", x, None, down, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="ceil"
-        )
+        x = g.op("Resize", x, None, down, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="ceil")
     return x
 
 

@@ -113,9 +113,7 @@ def _moments(g: Emitter, x: str, axes: tuple[int, ...]) -> tuple[str, str]:
 
 
 @conversion("GroupNormalization", since=18, until=20)
-def group_normalization(
-    g: Emitter, x: str, scale: str, bias: str, *, num_groups: int, epsilon: float = 1e-5
-) -> Any:
+def group_normalization(g: Emitter, x: str, scale: str, bias: str, *, num_groups: int, epsilon: float = 1e-5) -> Any:
     """Scale and bias were per group, now they are per channel; computation was in the type of *x*."""
     channels = g.op("Slice", g.op("Shape", x), g.ints(1), g.ints(2))
     per_group = g.op("Concat", g.ints(num_groups), g.op("Div", channels, g.ints(num_groups)), axis=0)

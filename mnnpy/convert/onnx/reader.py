@@ -119,7 +119,7 @@ class Reader:
             more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
             lines.append(f"  {op}: {len(labels)} node{'s' if len(labels) > 1 else ''}: {shown}{more}")
         raise UnsupportedOpError(
-            f"model '{self._source}' uses {len(missing)} op{'s' if len(missing) > 1 else ''} that mnnpy does not know:\n"
+            f"model '{self._source}' uses {len(missing)} op{'s' * (len(missing) > 1)} that mnnpy does not know:\n"
             + "\n".join(lines)
             + "\ndeclare them with @op, @reference and @rule, or export the model without them"
         )
@@ -175,7 +175,9 @@ class Reader:
         scope.bind(name, value)
         return value
 
-    def _declare(self, nodes: Iterable[onnx.NodeProto], scope: Scope, where: str, given: frozenset[str] = frozenset()) -> None:
+    def _declare(
+        self, nodes: Iterable[onnx.NodeProto], scope: Scope, where: str, given: frozenset[str] = frozenset()
+    ) -> None:
         """Name all results before any body is read, so that names of outer values stay as they are."""
         pending = set(given)
         for node in nodes:
@@ -261,7 +263,9 @@ class Reader:
         self._note(scope.frame, emitter, scope.prefix + label)
 
     @staticmethod
-    def _located(rewrite: Any, emitter: Emitter, operands: list[str | None], attrs: Mapping[str, Any], where: str) -> Any:
+    def _located(
+        rewrite: Any, emitter: Emitter, operands: list[str | None], attrs: Mapping[str, Any], where: str
+    ) -> Any:
         try:
             return rewrite(emitter, *operands, **attrs)
         except ModelError as error:
@@ -284,7 +288,8 @@ class Reader:
         found = scope.find(name)
         if found is None:
             raise ModelError(
-                f"{where}: input '{name}' is produced by no node, input or initializer; the model is truncated or damaged"
+                f"{where}: input '{name}' is produced by no node, input or initializer; "
+                "the model is truncated or damaged"
             )
         return found
 
@@ -320,8 +325,8 @@ class Reader:
         """Put the body of a model-local function in place of its call (ONNX IR, "Functions")."""
         if len(inputs) > len(function.input) or len(outputs) > len(function.output):
             raise ModelError(
-                f"{where}: function '{function.name}' has {len(function.input)} inputs and {len(function.output)} outputs, "
-                f"the call has {len(inputs)} and {len(outputs)}"
+                f"{where}: function '{function.name}' has {len(function.input)} inputs and "
+                f"{len(function.output)} outputs, the call has {len(inputs)} and {len(outputs)}"
             )
         opsets = {**self._opsets(function.opset_import, f"function '{function.name}'")} or dict(scope.opsets)
         label = node.name or next((o for o in outputs if o), function.name)

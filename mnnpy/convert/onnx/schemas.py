@@ -41,14 +41,17 @@ class Schema:
         if not self.min_inputs <= n_inputs <= self.max_inputs:
             most = "" if self.max_inputs > 1 << 30 else f"–{self.max_inputs}"
             raise ModelError(
-                f"{where}: {self.name} of opset {self.since} takes {self.min_inputs}{most} inputs, the node has {n_inputs}"
+                f"{where}: {self.name} of opset {self.since} takes {self.min_inputs}{most} inputs, "
+                f"the node has {n_inputs}"
             )
         if n_outputs > self.max_outputs:
             raise ModelError(f"{where}: {self.name} has at most {self.max_outputs} outputs, the node has {n_outputs}")
         for key, kind in given.items():
             wanted = self.attributes.get(key)
             if wanted is None:
-                raise ModelError(f"{where}: {self.name} of opset {self.since} has no attribute '{key}'{self._near(key)}")
+                raise ModelError(
+                    f"{where}: {self.name} of opset {self.since} has no attribute '{key}'{self._near(key)}"
+                )
             if wanted != kind:
                 raise ModelError(
                     f"{where}: attribute '{key}' of {self.name} is {_KIND_NAMES.get(kind, kind)}, "
@@ -79,7 +82,8 @@ def schema_for(domain: str, name: str, opset: int) -> Schema | None:
         living = _get_schema(domain, name, living.since_version - 1)
     found = living or found  # GroupNormalization-18 was withdrawn as a version, there is none before it
     variadic = bool(found.inputs) and found.inputs[-1].option == defs.OpSchema.FormalParameterOption.Variadic
-    kinds = {key: int(a.type.value) for key, a in found.attributes.items()}
+    # The stub of AttrType hides that it is an enum.
+    kinds = {key: int(a.type.value) for key, a in found.attributes.items()}  # type: ignore[attr-defined]
     return Schema(
         name=found.name,
         since=found.since_version,

@@ -121,7 +121,7 @@ class ExternalData:
         path = self._resolve(location, where)
         if path not in self._maps:
             try:
-                with open(path, "rb") as file:
+                with path.open("rb") as file:
                     info = os.fstat(file.fileno())
                     if not stat.S_ISREG(info.st_mode):
                         raise ModelError(f"{where}: external data '{location}' is not a regular file")
@@ -205,7 +205,8 @@ def _from_bytes(raw: Any, dtype: DType, shape: tuple[int, ...]) -> Array:
     if dtype in _PACKED:
         return _unpack(np.frombuffer(raw, np.uint8), dtype, shape)
     if dtype is DType.BOOL:
-        return (np.frombuffer(raw, np.uint8) != 0).reshape(shape)  # any other byte in a numpy bool is undefined
+        bools: Array = np.frombuffer(raw, np.uint8) != 0  # any other byte in a numpy bool is undefined
+        return bools.reshape(shape)
     return np.frombuffer(raw, dtype.numpy).reshape(shape)
 
 
@@ -241,7 +242,8 @@ def _from_fields(tensor: TensorProto, dtype: DType, shape: tuple[int, ...], widt
         return np.array(data, dtype.numpy).reshape(shape)
     values = np.array(data, np.int64)
     if dtype is DType.BOOL:
-        return (values != 0).reshape(shape)
+        bools: Array = values != 0
+        return bools.reshape(shape)
     if dtype.is_int:
         return values.astype(dtype.numpy).reshape(shape)
     # Small floats are stored as the number that their bits spell.
