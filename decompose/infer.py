@@ -11,7 +11,7 @@ import numpy as np
 
 from mnnpy.decompose.registry import check_node, get_op
 from mnnpy.errors import MnnpyError, ModelError, ShapeError
-from mnnpy.graph.dims import Dim, Shape, SymDim
+from mnnpy.graph.dims import Dim, Shape, SymDim, dim_max
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, TensorType, Type
 
@@ -88,7 +88,7 @@ def normalize_axis(axis: int, rank: int, what: str = "axis") -> int:
 
 
 def broadcast_shapes(*shapes: Shape) -> Shape:
-    """NumPy broadcasting with symbolic dims: a known size above 1 wins over an unknown one."""
+    """NumPy broadcasting with symbolic dims: a known size above 1 wins, two unknown ones give their maximum."""
     rank = max((len(s) for s in shapes), default=0)
     out: list[Dim] = []
     for k in range(rank):
@@ -100,6 +100,8 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
                 continue
             if dim == 1 or (isinstance(dim, SymDim) and not isinstance(d, SymDim)):
                 dim = d
+            elif isinstance(dim, SymDim) and isinstance(d, SymDim):
+                dim = dim_max(dim, d)  # either may turn out to be 1
             elif not isinstance(d, SymDim) and not isinstance(dim, SymDim):
                 raise ShapeError(f"shapes {' and '.join(map(str, shapes))} do not broadcast: {dim} against {d}")
         out.append(dim)

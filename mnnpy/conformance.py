@@ -85,9 +85,13 @@ def is_host_by_definition(op: str) -> bool:
 @cache
 def load_cases() -> tuple[Any, ...]:
     """ONNX's node cases, made in memory by the installed ``onnx`` (about ten seconds)."""
+    import warnings
+
     from onnx.backend.test.loader import load_model_tests
 
-    return tuple(sorted(load_model_tests(kind="node"), key=lambda c: c.name))
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # making the expected values overflows on purpose
+        return tuple(sorted(load_model_tests(kind="node"), key=lambda c: c.name))
 
 
 def case_op(case: Any) -> str:
@@ -188,6 +192,8 @@ def compare_value(got: Any, wanted: Any, rtol: float, atol: float, random: bool 
         return f"dtype {got.dtype} instead of {wanted.dtype}"
     if random:
         return ""
+    if wanted.dtype.name == "bfloat16":
+        rtol = max(rtol, 2**-6)  # two units in the last place, as ONNX's own runner allows
     return _close(got, wanted, rtol, atol)
 
 

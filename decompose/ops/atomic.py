@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mnnpy.decompose.infer import Operand, broadcast_shapes, normalize_axis
+from mnnpy.decompose.infer import Operand, broadcast_shapes, data_dim, normalize_axis
 from mnnpy.decompose.raster import Region
 from mnnpy.decompose.registry import OpClass, op
 from mnnpy.errors import ShapeError
-from mnnpy.graph.dims import Dim
+from mnnpy.graph.dims import Dim, SymDim
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import TensorType
 
@@ -145,6 +145,8 @@ def matmul(a: Operand, b: Operand) -> TensorType:
 
 def window_size(size: Dim, kernel: int, stride: int, dilation: int, before: int, after: int, ceil: bool = False) -> Dim:
     """Output size of a sliding window (ONNX Conv and Pool)."""
+    if ceil and isinstance(size, SymDim):
+        return data_dim("ceil")  # whether the last window counts depends on the size itself
     span = size + before + after - ((kernel - 1) * dilation + 1)
     out = (span + (stride - 1 if ceil else 0)) // stride + 1
     if ceil and isinstance(out, int) and isinstance(size, int) and (out - 1) * stride >= size + before:

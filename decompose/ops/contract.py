@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mnnpy.decompose.infer import Operand
-from mnnpy.decompose.ops.atomic import matmul
-from mnnpy.decompose.ops.windows import Ints, conv_window, transposed_window, window_size
+from mnnpy.decompose.infer import Operand, UnknownTypeError
+from mnnpy.decompose.ops.atomic import matmul, window_size
+from mnnpy.decompose.ops.windows import Ints, conv_window, transposed_window
 from mnnpy.decompose.registry import OpClass, op
 from mnnpy.errors import ShapeError
 from mnnpy.graph.dims import Dim, Shape, SymDim
@@ -268,7 +268,7 @@ def col2im(
     size, blocks = 1, 1
     for i, (d, e) in enumerate(zip(image, block, strict=True)):
         if isinstance(e, SymDim):
-            raise ShapeError("block_shape is not static")
+            raise UnknownTypeError("block_shape is not static")
         size *= e
         step, dil = (strides or (1,) * k)[i], (dilations or (1,) * k)[i]
         begin, end = (pads or (0,) * (2 * k))[i], (pads or (0,) * (2 * k))[k + i]
@@ -299,7 +299,7 @@ def parse_einsum(equation: str, ranks: tuple[int, ...]) -> EinsumTerms:
     for term, rank in zip(terms, ranks, strict=True):
         head, dots, tail = term.partition("...")
         extra = rank - len(head) - len(tail)
-        if extra < 0 or (extra and not dots) or not (head + tail).isalpha() and head + tail:
+        if extra < 0 or (extra and not dots) or (not (head + tail).isalpha() and head + tail):
             raise ShapeError(f"term '{term}' of '{equation}' does not fit an operand of rank {rank}")
         inputs.append((*head, *range(extra - 1, -1, -1), *tail))
     widest = max((sum(isinstance(v, int) for v in t) for t in inputs), default=0)

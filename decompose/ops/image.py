@@ -74,6 +74,8 @@ def resize_sizes(
         return tuple(out), tuple(factor)
     assert sizes is not None
     if any(isinstance(d, SymDim) for d in (*sizes, *shape)):
+        if policy != "stretch":
+            sizes = [data_dim("resized") for _ in sizes]
         return tuple(sizes[along.index(a)] if a in along else d for a, d in enumerate(shape)), None
     wanted = [int(s) for s in sizes]  # type: ignore[arg-type]
     for k, axis in enumerate(along):
@@ -84,7 +86,7 @@ def resize_sizes(
         for axis in along:
             factor[axis] = common
             # ONNX rounds halves up here
-            out[axis] = int(floor(common * int(shape[axis]) + 0.5))  # type: ignore[arg-type]
+            out[axis] = floor(common * int(shape[axis]) + 0.5)  # type: ignore[arg-type]
     return tuple(out), tuple(factor)
 
 
@@ -166,7 +168,9 @@ def roi_align(
             f"input {x.shape}, rois {rois.shape}, batch_indices {batch_indices.shape}: [N,C,H,W], [R,4], [R] are needed"
         )
     if mode not in ("avg", "max") or coordinate_transformation_mode not in ("half_pixel", "output_half_pixel"):
-        raise ShapeError(f"mode '{mode}' or coordinate_transformation_mode '{coordinate_transformation_mode}' is unknown")
+        raise ShapeError(
+            f"mode '{mode}' or coordinate_transformation_mode '{coordinate_transformation_mode}' is unknown"
+        )
     return TensorType(x.dtype, (rois.shape[0], x.shape[1], output_height, output_width))
 
 
@@ -181,8 +185,10 @@ def non_max_suppression(
     center_point_box: int = 0,
 ) -> TensorType:
     """Indices ``[selected, 3]`` (batch, class, box) of boxes that do not overlap a better one."""
-    if boxes.rank != 3 or boxes.shape[2] != 4 or scores.rank != 3:
-        raise ShapeError(f"boxes {boxes.shape} must be [batches, boxes, 4], scores {scores.shape} [batches, classes, boxes]")
+    if boxes.rank != 3 or (boxes.shape[2] != 4 and isinstance(boxes.shape[2], int)) or scores.rank != 3:
+        raise ShapeError(
+            f"boxes {boxes.shape} must be [batches, boxes, 4], scores {scores.shape} [batches, classes, boxes]"
+        )
     return TensorType(DType.I64, (data_dim("boxes"), 3))
 
 

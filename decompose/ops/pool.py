@@ -103,9 +103,7 @@ def unpooled_shape(shape: Shape, kernel_shape: Ints, strides: Ints | None, pads:
     if k < 1 or len(kernel_shape) != k:
         raise ShapeError(f"input has shape {shape}, but kernel_shape has {len(kernel_shape)} entries")
     step, edge = strides or (1,) * k, pads or (0,) * (2 * k)
-    spatial: list[Dim] = [
-        (shape[2 + i] - 1) * step[i] - (edge[i] + edge[k + i]) + kernel_shape[i] for i in range(k)
-    ]
+    spatial: list[Dim] = [(shape[2 + i] - 1) * step[i] - (edge[i] + edge[k + i]) + kernel_shape[i] for i in range(k)]
     return (*shape[:2], *spatial)
 
 

@@ -62,7 +62,7 @@ def _nearest(x: Array, rounding: str) -> Array:
 
 
 def _linear(d: Array) -> Array:
-    return np.maximum(0, 1 - np.abs(d))
+    return np.maximum(0, 1 - np.abs(d))  # type: ignore[no-any-return]
 
 
 def _cubic(d: Array, a: float) -> Array:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mnnpy.decompose.infer import Operand, normalize_axis
+from mnnpy.decompose.infer import Operand, UnknownTypeError, normalize_axis
 from mnnpy.decompose.ops.element_types import ElementType, element_type
 from mnnpy.decompose.registry import OpClass, op
 from mnnpy.errors import ShapeError
-from mnnpy.graph.dims import Dim
+from mnnpy.graph.dims import Dim, SymDim
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import TensorType
 
@@ -29,6 +29,8 @@ def dft(
     onesided: int = 0,
 ) -> TensorType:
     """Discrete Fourier transform along one axis of ``x[…, 1 | 2]``."""
+    if x.rank > 1 and isinstance(x.shape[-1], SymDim):
+        raise UnknownTypeError("whether the input is real or complex is not known")
     if x.rank < 2 or x.shape[-1] not in (1, 2):
         raise ShapeError(f"input has shape {x.shape}; the last dim must be 1 (real) or 2 (complex)")
     along = dft_axis(int(axis.require_ints()[0]) if axis is not None else -2, x.rank)  # type: ignore[arg-type]
@@ -54,6 +56,8 @@ def stft(
     onesided: int = 1,
 ) -> TensorType:
     """Short-time Fourier transform of ``signal[batch, length, 1 | 2]``."""
+    if signal.rank == 3 and isinstance(signal.shape[-1], SymDim):
+        raise UnknownTypeError("whether the signal is real or complex is not known")
     if signal.rank != 3 or signal.shape[-1] not in (1, 2):
         raise ShapeError(f"signal has shape {signal.shape}; [batch, length, 1 or 2] is needed")
     if onesided and signal.shape[-1] == 2:

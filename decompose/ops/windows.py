@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mnnpy.decompose.infer import UnknownTypeError
 from mnnpy.decompose.ops.atomic import window_size
 from mnnpy.errors import ShapeError
 from mnnpy.graph.dims import Dim, SymDim
@@ -61,7 +62,7 @@ def _kernel(kernel_shape: Sequence[int] | None, weight: Sequence[Dim], count: in
     """The kernel sizes: from the weight, checked against the attribute where both are known."""
     if any(isinstance(d, SymDim) for d in weight):
         if not kernel_shape:
-            raise ShapeError(f"kernel sizes {tuple(weight)} are not static; give kernel_shape")
+            raise UnknownTypeError(f"kernel sizes {tuple(weight)} are not static; give kernel_shape")
         return _filled(kernel_shape, count, 1, "kernel_shape", 0)
     known = tuple(int(d) for d in weight)  # type: ignore[arg-type]
     if kernel_shape and tuple(kernel_shape) != known:
@@ -98,7 +99,8 @@ def _resolve(
     dil = _filled(dilations, k, 1, "dilations", 1)
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         same_out: tuple[Dim, ...] = tuple((d + (s - 1)) // s for d, s in zip(spatial, step, strict=True))
-        both = [_same(*g, auto_pad == "SAME_UPPER", o) for *g, o in zip(spatial, kernel, step, dil, same_out, strict=True)]
+        upper = auto_pad == "SAME_UPPER"
+        both = [_same(spatial[i], kernel[i], step[i], dil[i], upper, same_out[i]) for i in range(k)]
         known = [b for b in both if b is not None]
         explicit = tuple(b[0] for b in known) + tuple(b[1] for b in known) if len(known) == k else ()
         return Window(kernel, step, dil, explicit, same_out)
@@ -127,7 +129,9 @@ def conv_window(
 ) -> Window:
     """The window of a convolution of ``x[N,C,…]`` by ``w[M,C/group,…]``; raises ShapeError where they clash."""
     if len(x) < 3 or len(w) != len(x):
-        raise ShapeError(f"input of rank {len(x)} and weight of rank {len(w)}; both need the same rank ≥ 3 (N, C, spatial)")
+        raise ShapeError(
+            f"input of rank {len(x)} and weight of rank {len(w)}; both need the same rank ≥ 3 (N, C, spatial)"
+        )
     kernel = _kernel(kernel_shape, w[2:], len(x) - 2)
     return _resolve(x[2:], kernel, strides, pads, dilations, auto_pad, False)
 
@@ -165,7 +169,9 @@ def transposed_window(
     """
     _check_auto(auto_pad)
     if len(x) < 3 or len(w) != len(x):
-        raise ShapeError(f"input of rank {len(x)} and weight of rank {len(w)}; both need the same rank ≥ 3 (N, C, spatial)")
+        raise ShapeError(
+            f"input of rank {len(x)} and weight of rank {len(w)}; both need the same rank ≥ 3 (N, C, spatial)"
+        )
     k = len(x) - 2
     kernel = _kernel(kernel_shape, w[2:], k)
     step = _filled(strides, k, 1, "strides", 1)

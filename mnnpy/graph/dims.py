@@ -48,7 +48,7 @@ class SymDim:
 
     def __mul__(self, other: Dim) -> Dim:
         if isinstance(other, SymDim):
-            a, b = sorted((str(self), str(other)))
+            a, b = sorted((self._atom(), other._atom()))
             return SymDim({f"({a}*{b})": 1})
         k = int(other)
         return self._make({a: c * k for a, c in self.terms}, self.constant * k)
@@ -64,10 +64,15 @@ class SymDim:
                 return self._make({a: c // k for a, c in self.terms}, self.constant // k)
         elif other == self:
             return 1
-        return SymDim({f"({self}//{other})": 1})
+        return SymDim({f"({self._atom()}//{other._atom() if isinstance(other, SymDim) else other})": 1})
 
     def __rfloordiv__(self, other: int) -> Dim:
-        return SymDim({f"({other}//{self})": 1})
+        return SymDim({f"({other}//{self._atom()})": 1})
+
+    def _atom(self) -> str:
+        """The text of this expression as an operand: sums and multiples in parentheses."""
+        single = len(self.terms) == 1 and self.terms[0][1] == 1 and not self.constant
+        return str(self) if single else f"({self})"
 
     def __mod__(self, other: Dim) -> Dim:
         return self - (self // other) * other

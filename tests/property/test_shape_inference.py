@@ -41,11 +41,11 @@ def names_in(text: str) -> set[str]:
 
 
 def symbolic(graph: Graph, arrays: list[Any]) -> tuple[Graph, dict[str, int]]:
-    """The graph with every input size replaced by a symbol."""
+    """The graph with every size of its first input replaced by a symbol."""
     sizes: dict[str, int] = {}
     inputs = []
     for k, (value, array) in enumerate(zip(graph.inputs, arrays, strict=False)):
-        if not isinstance(value.type, TensorType) or not isinstance(array, np.ndarray):
+        if k or not isinstance(value.type, TensorType) or not isinstance(array, np.ndarray):
             inputs.append(value)
             continue
         dims = []
