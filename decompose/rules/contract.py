@@ -172,7 +172,9 @@ def deform_conv(
     taps, points, per = prod(win.kernel), prod(out), c // og
     data = to_float(g, x)
     # undeformed positions [k, taps, points]
-    spots = np.stack(np.meshgrid(*(np.arange(s) * d for s, d in zip(win.kernel, win.dilations, strict=True)), indexing="ij"))
+    spots = np.stack(
+        np.meshgrid(*(np.arange(s) * d for s, d in zip(win.kernel, win.dilations, strict=True)), indexing="ij")
+    )
     grid = np.stack(
         np.meshgrid(*(np.arange(o) * win.strides[i] - win.pads[i] for i, o in enumerate(out)), indexing="ij")
     )
@@ -185,7 +187,8 @@ def deform_conv(
     place, weight = linear_taps(g, position)
     sampled = sample(g, channel_rows(g, data, og), place, weight, spatial, zeros=True, first_row=first, scale=scale)
     columns = g.reshape(
-        g.transpose(g.reshape(sampled, (n, og, taps, points, per)), (0, 1, 4, 2, 3)), (n, group, c // group * taps, points)
+        g.transpose(g.reshape(sampled, (n, og, taps, points, per)), (0, 1, 4, 2, 3)),
+        (n, group, c // group * taps, points),
     )
     filters = g.reshape(g.cast(w, data.dtype), (group, m // group, c // group * taps))
     y = g.reshape(g.matmul(filters, columns), (n, m, *out))
@@ -223,9 +226,7 @@ def _times(g: Builder, x: Var, factor: float) -> Var:
 
 
 @rule("MatMulInteger")
-def matmul_integer(
-    g: Builder, a: Var, b: Var, a_zero_point: Var | None = None, b_zero_point: Var | None = None
-) -> Var:
+def matmul_integer(g: Builder, a: Var, b: Var, a_zero_point: Var | None = None, b_zero_point: Var | None = None) -> Var:
     columns = (b.shape[-1],)
     return g.matmul(_centred(g, a, a_zero_point, _rows(a)), _centred(g, b, b_zero_point, columns))
 

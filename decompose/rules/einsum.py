@@ -47,9 +47,7 @@ def _summed(g: Builder, term: _Term, wanted: set[Label]) -> _Term:
     axes = [k for k, v in enumerate(term.labels) if v not in wanted]
     if not axes:
         return term
-    return _Term(
-        g.reduce("Sum", term.value, axes, keepdims=False), tuple(v for v in term.labels if v in wanted)
-    )
+    return _Term(g.reduce("Sum", term.value, axes, keepdims=False), tuple(v for v in term.labels if v in wanted))
 
 
 def _product(g: Builder, a: _Term, b: _Term, wanted: set[Label]) -> _Term:
@@ -65,7 +63,10 @@ def _product(g: Builder, a: _Term, b: _Term, wanted: set[Label]) -> _Term:
     if not inner:
         # nothing to sum over: an outer product per batch element
         p = g.reshape(a.arranged(g, (*batch, *left)), tuple(sizes[v] for v in (*batch, *left)) + (1,) * len(right))
-        q = g.reshape(b.arranged(g, (*batch, *right)), tuple(sizes[v] for v in batch) + (1,) * len(left) + tuple(sizes[v] for v in right))
+        q = g.reshape(
+            b.arranged(g, (*batch, *right)),
+            tuple(sizes[v] for v in batch) + (1,) * len(left) + tuple(sizes[v] for v in right),
+        )
         return _Term(g.mul(p, q), labels)
 
     def count(group: tuple[Label, ...]) -> int:
@@ -102,7 +103,7 @@ def einsum(g: Builder, *xs: Var, equation: str) -> Var:
         def wanted(i: int, j: int) -> set[Label]:
             return output.union(*(t.labels for k, t in enumerate(work) if k not in (i, j)))  # noqa: B023
 
-        i, j = min(pairs, key=lambda p: _result_size(work[p[0]], work[p[1]], wanted(*p)))  # noqa: B023
+        i, j = min(pairs, key=lambda p: _result_size(work[p[0]], work[p[1]], wanted(*p)))
         joined = _product(g, work[i], work[j], wanted(i, j))
         work = [t for k, t in enumerate(work) if k not in (i, j)] + [joined]
     last = _summed(g, work[0], output)

@@ -11,11 +11,22 @@ from mnnpy.decompose.raster import Region, row_major
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array
 
-__all__ = ["LIMITS", "along_channel", "channel_rows", "index_dtype", "is_zero", "linear_taps", "sample", "to_float", "truncated"]
+__all__ = [
+    "LIMITS",
+    "along_channel",
+    "channel_rows",
+    "index_dtype",
+    "is_zero",
+    "linear_taps",
+    "sample",
+    "to_float",
+    "truncated",
+]
 
 #: Smallest and largest value of the integer types that results are clipped to.
 LIMITS = {
-    DType.I2: (-2, 1), DType.U2: (0, 3), DType.I4: (-8, 7), DType.U4: (0, 15), DType.I8: (-128, 127), DType.U8: (0, 255),
+    DType.I2: (-2, 1), DType.U2: (0, 3), DType.I4: (-8, 7), DType.U4: (0, 15),
+    DType.I8: (-128, 127), DType.U8: (0, 255),
     DType.I16: (-(1 << 15), (1 << 15) - 1), DType.U16: (0, (1 << 16) - 1), DType.I32: (-(1 << 31), (1 << 31) - 1),
     DType.U32: (0, (1 << 32) - 1), DType.I64: (-(1 << 63), (1 << 63) - 1), DType.U64: (0, (1 << 64) - 1),
 }  # fmt: skip
@@ -56,9 +67,7 @@ def channel_rows(g: Builder, x: Var, groups: int = 1) -> Var:
     """``x[N, C, …]`` as rows ``[N·groups·S + 1, C/groups]``, one per pixel; the last row is zero."""
     n, c, *spatial = x.shape
     s, per = int(np.prod(spatial, dtype=np.int64)), c // groups
-    region = Region(
-        0, (n, groups, per, s), 0, (c * s, per * s, s, 1), 0, (groups * s * per, s * per, 1, per)
-    )
+    region = Region(0, (n, groups, per, s), 0, (c * s, per * s, s, 1), 0, (groups * s * per, s * per, 1, per))
     return g.raster([x], [region], (n * groups * s + 1, per), fill=0)
 
 

@@ -73,7 +73,9 @@ def grid_sample(
     (n, c, *spatial), r = x.shape, x.rank - 2
     out = grid.shape[1:-1]
     points = prod(out)
-    place, weight = _grid_places(g, grid, n * points, np.asarray(spatial, np.float64), bool(align_corners), mode, padding_mode)
+    place, weight = _grid_places(
+        g, grid, n * points, np.asarray(spatial, np.float64), bool(align_corners), mode, padding_mode
+    )
     data = x if mode == "nearest" else to_float(g, x)
     if weight is not None and weight.dtype is not data.dtype:
         weight = g.cast(weight, data.dtype)
@@ -252,9 +254,7 @@ def resize(
     return y
 
 
-def _roi_axis(
-    g: Builder, low: Var, length: Var, bins: int, samples: int, size: int, kind: DType
-) -> tuple[Var, Var]:
+def _roi_axis(g: Builder, low: Var, length: Var, bins: int, samples: int, size: int, kind: DType) -> tuple[Var, Var]:
     """Places (*kind*) and weights ``[R, bins, samples, 2]`` along one axis of every region."""
     steps = (np.arange(bins)[:, None] + (np.arange(samples) + 0.5) / samples) / bins
     shape = (low.shape[0], 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from mnnpy.graph.dtypes import DType
 MAX_SPATIAL = 3
 
 
-def _pool(g: Builder, x: Var, win: Window, fn: str, **options: object) -> Var:
+def _pool(g: Builder, x: Var, win: Window, fn: str, **options: Any) -> Var:
     return g.op(  # type: ignore[no-any-return]
         "Pool", x, fn=fn, kernel=win.kernel, strides=win.strides, pads=win.pads, dilations=win.dilations, out=win.out,
         **options,
@@ -120,9 +121,7 @@ def max_unpool(
     inferred = tuple(int(d) for d in unpooled_shape(x.shape, kernel_shape, strides, pads))  # type: ignore[arg-type]
     count = prod(x.shape)
     empty = g.raster([g.const(np.zeros((1, 1)), x.dtype)], (), (prod(inferred), 1), fill=0)
-    flat = g.op(
-        "Scatter", empty, g.cast(g.reshape(indices, (count,)), DType.I64), g.reshape(x, (count, 1)), fn="none"
-    )
+    flat = g.op("Scatter", empty, g.cast(g.reshape(indices, (count,)), DType.I64), g.reshape(x, (count, 1)), fn="none")
     y = g.reshape(flat, inferred)
     if output_shape is None:
         return y

@@ -71,7 +71,9 @@ def dft(
         data = g.slice(data, along, 0, used)
     others = tuple(k for k in range(x.rank - 1) if k != along)
     lead = tuple(x.shape[k] for k in others)
-    rows = g.reshape(g.transpose(data, (*others, along, x.rank - 1)), (int(np.prod(lead, dtype=np.int64)), used * parts))
+    rows = g.reshape(
+        g.transpose(data, (*others, along, x.rank - 1)), (int(np.prod(lead, dtype=np.int64)), used * parts)
+    )
     y = g.matmul(rows, g.const(matrix.reshape(used * parts, -1), data.dtype))
     y = g.reshape(y, (*lead, bins, out_parts))
     place = {old: new for new, old in enumerate((*others, along, x.rank - 1))}
@@ -103,9 +105,7 @@ def stft(
         matrix = g.mul(matrix, g.reshape(g.cast(window, data.dtype), (length, 1, 1, 1)))
     columns = g.reshape(matrix, (length * parts, bins * 2))
     width = length * parts
-    region = Region(
-        0, (n, frames, width), 0, (total * parts, step * parts, 1), 0, (frames * width, width, 1)
-    )
+    region = Region(0, (n, frames, width), 0, (total * parts, step * parts, 1), 0, (frames * width, width, 1))
     framed = g.raster([data], [region], (n, frames, width))
     return g.cast(g.reshape(g.matmul(framed, columns), (n, frames, bins, 2)), signal.dtype)
 

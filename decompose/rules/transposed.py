@@ -114,7 +114,11 @@ def _phase_kernel(g: Builder, w: Var, group: int, axes: list[_Axis]) -> Var:
     tap_strides, phase_strides = row_major(taps), row_major(phases)
     regions = []
     for choice in itertools.product(*(a.kernel_pieces() for a in axes)):
-        size, src, dst = [group, mg, cg], [cg * source[0], source[1], source[0]], [mg * p_count * row, p_count * row, prod(taps)]
+        size, src, dst = (
+            [group, mg, cg],
+            [cg * source[0], source[1], source[0]],
+            [mg * p_count * row, p_count * row, prod(taps)],
+        )
         src_offset = dst_offset = 0
         for j, (first, tap, dims) in enumerate(choice):
             src_offset += first * source[2 + j]

@@ -68,9 +68,7 @@ def test_conv_transpose(w: dict[str, Any], bias: bool, data: st.DataObject) -> N
     k = len(w["kernel"])
     spatial = tuple(data.draw(st.integers(2, 4)) for _ in range(k))
     kernel = tuple(data.draw(st.integers(1, 4)) for _ in range(k))
-    full = [
-        (spatial[i] - 1) * attrs["strides"][i] + (kernel[i] - 1) * attrs["dilations"][i] + 1 for i in range(k)
-    ]
+    full = [(spatial[i] - 1) * attrs["strides"][i] + (kernel[i] - 1) * attrs["dilations"][i] + 1 for i in range(k)]
     if "pads" in attrs:
         attrs["pads"] = tuple(min(p, (full[i % k] - 1) // 2) for i, p in enumerate(attrs["pads"]))
         attrs["output_padding"] = tuple(data.draw(st.integers(0, s - 1)) for s in attrs["strides"])
@@ -83,7 +81,9 @@ def test_conv_transpose(w: dict[str, Any], bias: bool, data: st.DataObject) -> N
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("stride,kernel,pad,extra,dilation", [(2, 4, 1, 0, 1), (2, 3, 1, 1, 1), (3, 2, 0, 2, 1), (2, 3, 0, 0, 2)])
+@pytest.mark.parametrize(
+    "stride,kernel,pad,extra,dilation", [(2, 4, 1, 0, 1), (2, 3, 1, 1, 1), (3, 2, 0, 2, 1), (2, 3, 0, 0, 2)]
+)
 def test_conv_transpose_against_torch(stride: int, kernel: int, pad: int, extra: int, dilation: int) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x, f, b = randn(1, 2, 4, 5, 6), randn(2, 4, 3, kernel, kernel), randn(3, 6)
@@ -133,7 +133,9 @@ def test_deform_conv(k: int, group: int, offset_group: int, masked: bool, seed: 
 def test_deform_conv_without_offsets_is_conv() -> None:
     x, w = randn(0, 1, 2, 5, 5), randn(1, 3, 2, 3, 3)
     want = evaluate("Conv", [x, w], {"pads": (1, 1, 1, 1)})
-    check_rule("DeformConv", [x, w, np.zeros((1, 18, 5, 5), np.float32)], {"pads": (1, 1, 1, 1)}, expect=want, atol=1e-5)
+    check_rule(
+        "DeformConv", [x, w, np.zeros((1, 18, 5, 5), np.float32)], {"pads": (1, 1, 1, 1)}, expect=want, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int32, np.uint64])
@@ -147,7 +149,9 @@ def test_gemm(dtype: Any, ta: int, tb: int, c: tuple[int, ...] | None) -> None:
         check_rule("Gemm", [a, b, third], {"transA": ta, "transB": tb, "alpha": alpha, "beta": beta}, rtol=1e-3)
 
 
-@pytest.mark.parametrize("shapes", [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 1, 3, 4), (5, 4, 6)), ((4,), (4, 5)), ((0, 4), (4, 5))])
+@pytest.mark.parametrize(
+    "shapes", [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 1, 3, 4), (5, 4, 6)), ((4,), (4, 5)), ((0, 4), (4, 5))]
+)
 @pytest.mark.parametrize("signed", [False, True])
 def test_matmul_integer(shapes: tuple[tuple[int, ...], tuple[int, ...]], signed: bool) -> None:
     a, b = bytes_of(0, *shapes[0]), bytes_of(1, *shapes[1], dtype=np.int8 if signed else np.uint8)
@@ -180,7 +184,9 @@ def test_col2im(data: st.DataObject) -> None:
     count = [(image[i] + pads[i] + pads[k + i] - (block[i] - 1) * dil[i] - 1) // step[i] + 1 for i in range(k)]
     x = randn(0, 2, 3 * int(np.prod(block)), int(np.prod(count)))
     inputs = [x, np.asarray(image, np.int64), np.asarray(block, np.int64)]
-    check_rule("Col2Im", inputs, {"strides": step, "dilations": dil, "pads": pads}, const=(1, 2), atol=1e-5, max_nodes=3)
+    check_rule(
+        "Col2Im", inputs, {"strides": step, "dilations": dil, "pads": pads}, const=(1, 2), atol=1e-5, max_nodes=3
+    )
 
 
 EQUATIONS = [

@@ -22,13 +22,21 @@ def randn(seed: int, *shape: int, dtype: Any = np.float32) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-TRANSFORMS = ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize"]
+TRANSFORMS = [
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_crop_and_resize",
+]
 
 
 @CALM
 @given(
     st.sampled_from(["nearest", "linear", "cubic"]), st.sampled_from(TRANSFORMS), st.booleans(), st.booleans(),
-    st.tuples(st.integers(1, 9), st.integers(1, 9)), st.sampled_from(["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from(["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),
 )  # fmt: skip
 def test_resize_to_sizes(
     mode: str, transform: str, antialias: bool, exclude: bool, sizes: tuple[int, int], rounding: str
@@ -67,7 +75,9 @@ def test_nearest_by_an_integer_factor_is_one_raster(factor: int) -> None:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("mode,antialias", [("bilinear", False), ("bicubic", False), ("bilinear", True), ("bicubic", True)])
+@pytest.mark.parametrize(
+    "mode,antialias", [("bilinear", False), ("bicubic", False), ("bilinear", True), ("bicubic", True)]
+)
 @pytest.mark.parametrize("size", [(4, 5), (14, 11)])
 def test_resize_against_torch(mode: str, antialias: bool, size: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -51,6 +51,9 @@ def test_stft(parts: int, onesided: int, windowed: bool, length: int | None) -> 
 
 
 def test_mel_weight_matrix() -> None:
-    inputs = [np.asarray(v, t) for v, t in ((8, np.int64), (64, np.int64), (8192, np.int64), (0.0, np.float32), (4096.0, np.float32))]
+    inputs = [
+        np.asarray(v, t)
+        for v, t in ((8, np.int64), (64, np.int64), (8192, np.int64), (0.0, np.float32), (4096.0, np.float32))
+    ]
     for number in (1, 11):
         check_rule("MelWeightMatrix", inputs, {"output_datatype": number}, const=range(5), max_nodes=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +16,27 @@ from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array
 
 
+def _at(*index: Any) -> Any:
+    """An index expression; NumPy's type stubs do not take starred slices."""
+    return index
+
+
 def sliding_windows(x: Array, kernel: Ints, strides: Ints, dilations: Ints, out: Ints) -> Array:
     """A view ``[N, C, out…, kernel…]`` of padded ``x[N, C, …]``."""
     k = len(kernel)
     spatial = x.strides[2:]
     steps = tuple(spatial[i] * strides[i] for i in range(k))
     taps = tuple(spatial[i] * dilations[i] for i in range(k))
-    return np.lib.stride_tricks.as_strided(x, (*x.shape[:2], *out, *kernel), (*x.strides[:2], *steps, *taps), writeable=False)
+    return np.lib.stride_tricks.as_strided(
+        x, (*x.shape[:2], *out, *kernel), (*x.strides[:2], *steps, *taps), writeable=False
+    )
 
 
 def pad_spatial(x: Array, pads: Ints, value: object = 0) -> Array:
     """``x[N, C, …]`` padded by *pads* (all begins, all ends); negative ones crop."""
     k = x.ndim - 2
-    x = x[(..., *(slice(max(-pads[i], 0), x.shape[2 + i] - max(-pads[k + i], 0)) for i in range(k)))]
+    crop = (slice(max(-pads[i], 0), x.shape[2 + i] - max(-pads[k + i], 0)) for i in range(k))
+    x = x[_at(..., *crop)]
     edges = [(0, 0), (0, 0), *((max(pads[i], 0), max(pads[k + i], 0)) for i in range(k))]
     return np.pad(x, edges, constant_values=value)  # type: ignore[call-overload,no-any-return]
 
@@ -42,7 +51,8 @@ def convolve(x: Array, w: Array, strides: Ints, pads: Ints, dilations: Ints, gro
     order = (0, 1, *range(3, 3 + k), 2, *range(3 + k, 3 + 2 * k))
     columns = windows.transpose(order).reshape(n, group, prod(out), (c // group) * prod(kernel))
     rows = w.reshape(group, m // group, -1).swapaxes(1, 2) if m else np.zeros((group, columns.shape[-1], 0), w.dtype)
-    return np.matmul(columns, rows[None]).swapaxes(2, 3).reshape(n, m, *out)
+    y: Array = np.matmul(columns, rows[None])
+    return y.swapaxes(2, 3).reshape(n, m, *out)
 
 
 def _per_channel(b: Array, spatial: int) -> Array:
@@ -71,12 +81,12 @@ def conv(
 
 def _centred(x: Array, zero_point: Array | None, shape: tuple[int, ...] = ()) -> Array:
     """``x − zero_point`` in i32 (f64 for float8)."""
-    target = np.int32 if x.dtype.kind in "iu" else np.float64
-    values = wide(x).astype(target)
+    target = np.dtype(np.int32 if x.dtype.kind in "iu" else np.float64)
+    values: Array = wide(x).astype(target)
     if zero_point is None:
         return values
-    zero = wide(zero_point).astype(target)
-    return values - (zero.reshape(shape) if zero.ndim == 1 and zero.size > 1 and shape else zero.reshape(zero.shape or ()))
+    zero: Array = wide(zero_point).astype(target)
+    return np.subtract(values, zero.reshape(shape) if zero.size > 1 and zero.ndim == 1 and shape else zero)
 
 
 @reference("ConvInteger")
@@ -106,7 +116,8 @@ def requantize(value: Array, factor: Array, zero_point: Array) -> Array:
     if not to.is_int:
         return convert_array((scaled + wide(zero_point).astype(np.float32)).astype(np.float32), to)
     info = np.iinfo(zero_point.dtype)
-    return np.clip(np.rint(scaled) + zero_point.astype(np.float32), info.min, info.max).astype(zero_point.dtype)
+    rounded: Array = np.rint(scaled) + zero_point.astype(np.float32)
+    return np.clip(rounded, info.min, info.max).astype(zero_point.dtype)
 
 
 @reference("QLinearConv")
@@ -164,15 +175,15 @@ def conv_transpose(
     ws = wide(w).astype(np.float64).reshape(group, c // group, mg, *win.kernel)
     shift = [max(-b0, 0) for b0 in begins]
     for spot in itertools.product(*map(range, win.kernel)):
-        part = np.matmul(ws[(slice(None), slice(None), slice(None), *spot)].swapaxes(1, 2)[None], xs)
+        part = np.matmul(ws[_at(slice(None), slice(None), slice(None), *spot)].swapaxes(1, 2)[None], xs)
         place = tuple(
             slice(at := shift[i] + spot[i] * win.dilations[i], at + spatial[i] * win.strides[i], win.strides[i])
             for i in range(k)
         )
-        target = full[(..., *place)]
-        target += part.reshape(n, group, mg, *spatial)[(..., *(slice(0, d) for d in target.shape[3:]))]
+        target = full[_at(..., *place)]
+        target += part.reshape(n, group, mg, *spatial)[_at(..., *(slice(0, d) for d in target.shape[3:]))]
     crop = tuple(slice(shift[i] + begins[i], shift[i] + begins[i] + out[i]) for i in range(k))
-    y = full[(..., *crop)].reshape(n, group * mg, *out)
+    y = full[_at(..., *crop)].reshape(n, group * mg, *out)
     if b is not None:
         y = y + _per_channel(wide(b), k)
     return narrow(y, x.dtype)
@@ -257,11 +268,10 @@ def _row_wise(value: Array, matrix: Array) -> Array:
 
 
 @reference("MatMulInteger")
-def matmul_integer(
-    a: Array, b: Array, a_zero_point: Array | None = None, b_zero_point: Array | None = None
-) -> Array:
+def matmul_integer(a: Array, b: Array, a_zero_point: Array | None = None, b_zero_point: Array | None = None) -> Array:
     left = _centred(a, None if a_zero_point is None else _row_wise(a_zero_point, a))
-    return np.matmul(left, _centred(b, b_zero_point))
+    product: Array = np.matmul(left, _centred(b, b_zero_point))
+    return product
 
 
 @reference("QLinearMatMul")
@@ -302,8 +312,8 @@ def col2im(
         place = tuple(
             slice(spot[i] * dil[i], spot[i] * dil[i] + (count[i] - 1) * step[i] + 1, step[i]) for i in range(k)
         )
-        full[(..., *place)] += columns[(slice(None), slice(None), *spot)]
-    return narrow(full[(..., *(slice(edge[i], edge[i] + image[i]) for i in range(k)))], x.dtype)
+        full[_at(..., *place)] += columns[_at(slice(None), slice(None), *spot)]
+    return narrow(full[_at(..., *(slice(edge[i], edge[i] + image[i]) for i in range(k)))], x.dtype)
 
 
 @reference("Einsum")

@@ -168,9 +168,7 @@ def resize(
     return np.where(beyond, np.asarray(extrapolation_value).astype(x.dtype), y) if beyond.any() else y
 
 
-def _roi_axis(
-    low: float, length: float, bins: int, samples: int, size: int
-) -> tuple[Array, Array, Array, Array]:
+def _roi_axis(low: float, length: float, bins: int, samples: int, size: int) -> tuple[Array, Array, Array, Array]:
     """Lower and upper place and their weights for the sample points along one axis of one region."""
     at = low + (np.arange(bins)[:, None] + (np.arange(samples) + 0.5) / samples) * (length / bins)
     void = (at < -1) | (at > size)
@@ -229,7 +227,7 @@ def _overlap(box: Array, others: Array) -> Array:
     common = np.maximum(sides, 0).prod(axis=1)
     area: Callable[[Array], Array] = lambda b: (b[..., 2:] - b[..., :2]).prod(axis=-1)  # noqa: E731
     union = area(box) + area(others) - common
-    return np.where((common > 0) & (union > 0), common / np.where(union > 0, union, 1), 0)  # type: ignore[no-any-return]
+    return np.where((common > 0) & (union > 0), common / np.where(union > 0, union, 1), 0)
 
 
 @reference("NonMaxSuppression")
@@ -278,5 +276,3 @@ def image_decoder(encoded: Array, *, pixel_format: str = "RGB") -> Array:
     if pixel_format == "Grayscale":
         return pixels[:, :, None]
     return np.ascontiguousarray(pixels[:, :, ::-1]) if pixel_format == "BGR" else pixels
-
-

@@ -156,7 +156,9 @@ def max_roi_pool(x: Array, rois: Array, *, pooled_shape: Ints, spatial_scale: fl
         for i in range(ph):
             top, bottom = (min(max(v + y1, 0), height) for v in (int(np.floor(i * tall)), int(np.ceil((i + 1) * tall))))
             for j in range(pw):
-                left, right = (min(max(v + x1, 0), width) for v in (int(np.floor(j * broad)), int(np.ceil((j + 1) * broad))))
+                left, right = (
+                    min(max(v + x1, 0), width) for v in (int(np.floor(j * broad)), int(np.ceil((j + 1) * broad)))
+                )
                 if bottom > top and right > left:
                     y[r, :, i, j] = values[int(batch), :, top:bottom, left:right].max(axis=(1, 2))
     return narrow(y, x.dtype)

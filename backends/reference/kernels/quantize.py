@@ -48,7 +48,7 @@ def quantize_linear(
     zero = np.float32(0) if y_zero_point is None else _f32(wide(_spread(y_zero_point, x, axis, block_size)))
     if not to.is_int:
         return convert_array(quotient + zero, to, bool(saturate))
-    info = ml_dtypes.iinfo(to.numpy)
+    info = ml_dtypes.iinfo(to.numpy)  # type: ignore[no-untyped-call]
     clipped = np.clip(np.rint(quotient) + zero, float(info.min), float(info.max))
     return convert_array(clipped, to)
 

@@ -69,7 +69,10 @@ def mel_weight_matrix(
     output_datatype: ElementType = DType.F32,
 ) -> Array:
     bins, length, rate = (int(np.asarray(v).reshape(-1)[0]) for v in (num_mel_bins, dft_length, sample_rate))
-    edges = [2595 * np.log10(1 + float(wide(np.asarray(v)).reshape(-1)[0]) / 700) for v in (lower_edge_hertz, upper_edge_hertz)]
+    edges = [
+        2595 * np.log10(1 + float(wide(np.asarray(v)).reshape(-1)[0]) / 700)
+        for v in (lower_edge_hertz, upper_edge_hertz)
+    ]
     # bins + 2 corner points, evenly spaced on the mel scale, rounded down to bins of the transform
     mel = edges[0] + np.arange(bins + 2) * ((edges[1] - edges[0]) / (bins + 2))
     corners = np.floor((length + 1) * (700 * (10 ** (mel / 2595) - 1)) / rate).astype(np.int64)
