@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,6 @@ class BuildNative(build_ext):
         includes = [str(NATIVE), pybind11.get_include(), sysconfig.get_path("include")]
         common = [compiler, *FLAGS, *(f"-I{p}" for p in includes), *os.environ.get("CXXFLAGS", "").split()]
         out = ROOT / self.build_temp / "native"
-        newest_header = max(p.stat().st_mtime for p in [*NATIVE.rglob("*.h"), Path(__file__)])
 
         jobs: list[tuple[Path, Path, list[str]]] = []  # source, object, command
         groups: list[tuple[str, list[Path], list[str]]] = [("core", sorted(NATIVE.glob("core/*.cpp")), ["-DMNNPY_ISA=0"])]
@@ -65,7 +65,7 @@ class BuildNative(build_ext):
             for source in sources:
                 target = out / group / f"{source.stem}.o"
                 jobs.append((source, target, [*common, *flags, "-c", str(source), "-o", str(target)]))
-        stale = [j for j in jobs if not _fresh(j[1], max(j[0].stat().st_mtime, newest_header))]
+        stale = [j for j in jobs if _stale(j[0], j[1])]
         stale.sort(key=lambda j: -j[0].stat().st_size)  # long ones first
         with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as workers:
             for _ in workers.map(_compile, stale):
@@ -90,8 +90,19 @@ class BuildNative(build_ext):
         staged.replace(library)  # never leave a half-written library in place
 
 
-def _fresh(target: Path, time: float) -> bool:
-    return target.exists() and target.stat().st_mtime >= time
+def _fresh(target: Path, moment: float) -> bool:
+    return target.exists() and target.stat().st_mtime >= moment
+
+
+def _stale(source: Path, target: Path) -> bool:
+    """Whether the object is missing or older than its source, a header it includes, or this file."""
+    listing = target.with_suffix(".d")
+    if not target.exists() or not listing.exists():
+        return True
+    rule = listing.read_text().replace("\\\n", " ").split(":", 1)[-1]
+    needs = [source, Path(__file__), *(Path(p) for p in rule.split())]
+    built = target.stat().st_mtime
+    return any(not p.exists() or p.stat().st_mtime > built for p in needs)
 
 
 def _compile(job: tuple[Path, Path, list[str]]) -> None:
@@ -99,7 +110,9 @@ def _compile(job: tuple[Path, Path, list[str]]) -> None:
     print(f"compiling {source.relative_to(ROOT)} -> {target.parent.name}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_suffix(".part")
-    _execute([*command[:-1], str(staged)])
+    started = time.time()
+    _execute([*command[:-1], str(staged), "-MMD", "-MF", str(target.with_suffix(".d"))])
+    os.utime(staged, (started, started))  # a source that changes while it is compiled stays newer
     staged.replace(target)
 
 
