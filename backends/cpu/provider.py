@@ -43,7 +43,7 @@ class CpuBackend:
     def open(self, info: DeviceInfo, **options: Any) -> CpuDevice:
         if info.unavailable:
             raise BackendUnavailableError(
-                f"backend 'cpu' cannot be used: {info.unavailable}; reinstall mnnpy-engine, or in a checkout run `make build`"
+                f"backend 'cpu' cannot be used: {info.unavailable}; reinstall mnnpy-engine, or in a checkout run `make setup`"
             )
         return CpuDevice(info, **options)
 
