@@ -556,3 +556,49 @@ def test_absent_operands_inside_and_at_the_end() -> None:
     graph = from_onnx(proto, check_ops=False)
     assert [n.inputs for n in graph.nodes] == [("x", "", "hi"), ("y",)]
     assert run_onnx(graph, feeds)[0].tolist() == [1, 2, 2]
+
+
+# -- large files --
+
+
+def large_model(shift: int) -> bytes:
+    """Two megabytes of weights in all places; *shift* moves them in the file."""
+    weights = {f"w{k}": np.arange(100_000 + k, dtype=np.float32) for k in range(5)}
+    nodes = [node("Relu", ["w0"], ["y"]), node("Constant", [], ["c"], value=numpy_helper.from_array(weights["w1"]))]
+    proto = model(nodes, {}, ["y", "c", "w4"], constants=weights)
+    proto.producer_name = "p" * shift
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_large_file_is_read_as_its_bytes_are(tmp_path: Path, shift: int) -> None:
+    data = large_model(shift + 1)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data)
+    mapped, parsed = from_onnx(path, check_ops=False), from_onnx(data, check_ops=False)
+    assert str(mapped) == str(parsed)
+    for name, array in parsed.constants.items():
+        np.testing.assert_array_equal(mapped.constants[name], array)
+        assert mapped.constants[name].flags.aligned
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 100_000, (1 << 21) - 40])
+def test_truncated_large_file(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(large_model(1)[:size])
+    with pytest.raises(ModelError, match="truncated"):
+        from_onnx(path)
+
+
+def test_wrong_length_in_a_large_file(tmp_path: Path) -> None:
+    proto = onnx.ModelProto.FromString(large_model(1))
+    proto.graph.initializer[0].dims[0] -= 1
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="'w0': raw_data has 400000 bytes"):
+        from_onnx(tmp_path / "m.onnx", check_ops=False)
+
+
+@pytest.mark.parametrize("index", ["0", "-1", "x", ""])
+def test_location_that_pretends_to_be_embedded(tmp_path: Path, index: str) -> None:
+    with pytest.raises(ModelError, match="not a path inside"):
+        from_onnx(external(tmp_path, f"\0embedded:{index}"))

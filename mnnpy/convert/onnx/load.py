@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mnnpy.convert.onnx.reader import Reader
 from mnnpy.convert.onnx.schemas import reader_version
 from mnnpy.convert.onnx.tensors import ExternalData
+from mnnpy.convert.onnx.wire import WireError, take_weights
 from mnnpy.errors import MnnpyError, ModelError
 from mnnpy.graph.ir import Graph
 
 __all__ = ["from_onnx"]
+
+#: From this size on, weights are taken from the mapped file instead of through the parser.
+_LARGE_FILE = 1 << 20
 
 
 def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check_ops: bool = True) -> Graph:
@@ -28,7 +33,7 @@ def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check
     Raises ModelError where the model is damaged or breaks a rule of the ONNX specification, UnsupportedOpError
     with all unknown ops at once.
     """
-    model, folder, name = _parse(source)
+    model, external, name = _parse(source)
     try:
         if not model.HasField("graph"):
             raise ModelError(f"'{name}' holds no graph: it is not an ONNX model")
@@ -39,7 +44,7 @@ def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check
                 f"'{name}' has ONNX IR version {model.ir_version}, the installed {reader_version()} knows up to "
                 f"{onnx.IR_VERSION}; update onnx, or export with an older version"
             )
-        graph = Reader(model, ExternalData(folder), name).read(check_ops)
+        graph = Reader(model, external, name).read(check_ops)
         graph.check()
         return graph
     except MnnpyError:
@@ -54,21 +59,30 @@ def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check
         ) from error
 
 
-def _parse(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
-    """The parsed model, the folder of its external data, and how errors name it."""
+def _parse(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, ExternalData, str]:
+    """The parsed model, its external data, and how errors name it."""
     if isinstance(source, onnx.ModelProto):
-        return source, None, source.graph.name or "model"
+        return source, ExternalData(None), source.graph.name or "model"
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), "model"), None, "model"
+        return _decode(bytes(source), "model"), ExternalData(None), "model"
     if not isinstance(source, (str, os.PathLike)):
         raise ModelError(f"an ONNX model is a path, bytes or a ModelProto, not {type(source).__name__}")
     path = Path(source)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            large = os.fstat(file.fileno()).st_size >= _LARGE_FILE
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if large else file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"cannot read '{source}': {reason}") from error
-    return _decode(data, str(source)), path.parent, str(source)
+    embedded: list[memoryview] = []
+    skeleton = b""
+    if large:
+        try:
+            skeleton, embedded = take_weights(data)
+        except WireError:
+            embedded = []  # the parser knows best what is wrong
+    return _decode(skeleton or data[:], str(source)), ExternalData(path.parent, embedded), str(source)
 
 
 def _decode(data: bytes, name: str) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from mnnpy.convert.onnx.wire import EMBEDDED
 from mnnpy.errors import ModelError
 from mnnpy.graph.dims import Dim, sym
 from mnnpy.graph.dtypes import DType
@@ -95,14 +96,17 @@ class ExternalData:
     leave the folder through symbolic links.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, embedded: Sequence[memoryview] = ()) -> None:
         self._folder = folder
+        self._embedded = embedded  #: large tensors of the model file itself, kept from the parser
         self._maps: dict[Path, tuple[mmap.mmap | bytes, int]] = {}
 
     def read(self, tensor: TensorProto, expected: int, where: str) -> memoryview:
         """The *expected* bytes of one external tensor, without copying."""
         entries = {e.key: e.value for e in tensor.external_data}
         location = entries.get("location", "")
+        if location.startswith(EMBEDDED):
+            return self._own(location, expected, where)
         data, size = self._open(location, where)
         try:
             offset, length = int(entries.get("offset") or 0), int(entries.get("length") or expected)
@@ -116,6 +120,15 @@ class ExternalData:
                 "the file is truncated or belongs to another model"
             )
         return memoryview(data)[offset : offset + length]
+
+    def _own(self, location: str, expected: int, where: str) -> memoryview:
+        index = location.removeprefix(EMBEDDED)
+        if not index.isdecimal() or int(index) >= len(self._embedded):
+            raise ModelError(f"{where}: {location!r} is not a path inside the model's folder")
+        raw = self._embedded[int(index)]
+        if len(raw) != expected:
+            raise ModelError(f"{where}: raw_data has {len(raw)} bytes, shape and type need {expected}")
+        return raw
 
     def _open(self, location: str, where: str) -> tuple[mmap.mmap | bytes, int]:
         path = self._resolve(location, where)
@@ -207,7 +220,8 @@ def _from_bytes(raw: Any, dtype: DType, shape: tuple[int, ...]) -> Array:
     if dtype is DType.BOOL:
         bools: Array = np.frombuffer(raw, np.uint8) != 0  # any other byte in a numpy bool is undefined
         return bools.reshape(shape)
-    return np.frombuffer(raw, dtype.numpy).reshape(shape)
+    found = np.frombuffer(raw, dtype.numpy).reshape(shape)
+    return found if found.flags.aligned else found.copy()  # kernels read whole elements
 
 
 def _unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
