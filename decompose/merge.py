@@ -37,6 +37,8 @@ __all__ = [
 
 #: A merged raster may have at most this many regions; beyond that the intermediate copy is cheaper.
 REGION_LIMIT = 64
+#: Pairs of regions that one merge may look at: what keeps merging linear for rasters of very many regions.
+WORK_LIMIT = 4096
 
 
 def contiguous_view(node: Node, types: Mapping[str, Type] | None = None) -> int | None:
@@ -75,6 +77,8 @@ def read_through(
     Results keep the producer's origin numbers. ``None`` where that takes too many regions, or where elements
     are missing although the producer has no fill.
     """
+    if len(regions) * len(producer) > WORK_LIMIT:
+        return None
     out: list[Region] = []
     hole = False
     for r in regions:

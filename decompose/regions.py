@@ -141,19 +141,17 @@ def split_to_three_dims(region: Region) -> list[Region]:
         ]
     keep = sorted(sorted(range(rank), key=lambda k: (-r.size[k], -k))[:3])
     rest = [k for k in range(rank) if k not in keep]
-    out = []
-    for index in product(*(range(r.size[k]) for k in rest)):
-        out.append(
-            Region(
-                r.origin,
-                tuple(r.size[k] for k in keep),
-                r.src_offset + sum(i * r.src_strides[k] for i, k in zip(index, rest, strict=True)),
-                tuple(r.src_strides[k] for k in keep),
-                r.dst_offset + sum(i * r.dst_strides[k] for i, k in zip(index, rest, strict=True)),
-                tuple(r.dst_strides[k] for k in keep),
-            )
+    return [
+        Region(
+            r.origin,
+            tuple(r.size[k] for k in keep),
+            r.src_offset + sum(i * r.src_strides[k] for i, k in zip(index, rest, strict=True)),
+            tuple(r.src_strides[k] for k in keep),
+            r.dst_offset + sum(i * r.dst_strides[k] for i, k in zip(index, rest, strict=True)),
+            tuple(r.dst_strides[k] for k in keep),
         )
-    return out
+        for index in product(*(range(r.size[k]) for k in rest))
+    ]
 
 
 def to_flat(region: Region) -> tuple[int, ...]:
@@ -339,6 +337,12 @@ def _clip_digit(piece: _Piece, digits: Sequence[_Digit], j: int, digit: _Digit) 
     return piece.part(k, first, last - first + 1) if last >= first else None
 
 
+def _extent(offset: int, size: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """Lowest and highest address of a strided box."""
+    reach = [s * (n - 1) for n, s in zip(size, strides, strict=True)]
+    return offset + sum(r for r in reach if r < 0), offset + sum(r for r in reach if r > 0)
+
+
 def compose(consumer: Region, producer: Region) -> list[Region] | None:
     """*consumer*, limited to what *producer* wrote, reading *producer*'s source instead of its destination.
 
@@ -347,6 +351,10 @@ def compose(consumer: Region, producer: Region) -> list[Region] | None:
     """
     p = coalesce(producer)
     if not consumer.count or not p.count:
+        return []
+    low, high = _extent(consumer.src_offset, consumer.size, consumer.src_strides)
+    first, last = _extent(p.dst_offset, p.size, p.dst_strides)
+    if high < first or last < low:
         return []
     digits = _digits(p)
     if digits is None:

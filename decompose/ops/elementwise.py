@@ -15,8 +15,8 @@ from mnnpy.graph.ir import TensorType
 UNARY_OPS = {
     "Abs": "|x|", "Acos": "Inverse cosine", "Acosh": "Inverse hyperbolic cosine", "Asin": "Inverse sine",
     "Asinh": "Inverse hyperbolic sine", "Atan": "Inverse tangent", "Atanh": "Inverse hyperbolic tangent",
-    "BitwiseNot": "Every bit inverted", "Ceil": "The next integer upwards", "Cos": "Cosine",
-    "Cosh": "Hyperbolic cosine", "Erf": "The error function", "Exp": "e to the x", "Floor": "The next integer downwards",
+    "BitwiseNot": "Every bit inverted", "Ceil": "The next integer above", "Cos": "Cosine",
+    "Cosh": "Hyperbolic cosine", "Erf": "The error function", "Exp": "e to the x", "Floor": "The next integer below",
     "HardSwish": "x · max(0, min(1, x/6 + 1/2))", "IsNaN": "True where x is not a number", "Log": "Natural logarithm",
     "Mish": "x · tanh(softplus(x))", "Neg": "−x", "Not": "Logical negation", "Reciprocal": "1 / x",
     "Relu": "max(0, x)", "Round": "The nearest integer, halves to even", "Sigmoid": "1 / (1 + exp(−x))",
@@ -100,7 +100,7 @@ def mod(a: Operand, b: Operand, *, fmod: int = 0) -> TensorType:
 
 @op("Pow", OpClass.ALIAS)
 def pow_(x: Operand, y: Operand) -> TensorType:
-    """x to the power y, in the type of x."""
+    """Element-wise: x to the power y, in the type of x."""
     return TensorType(x.dtype, broadcast_shapes(x.shape, y.shape))
 
 
@@ -117,7 +117,7 @@ def bit_shift(x: Operand, y: Operand, *, direction: str) -> TensorType:
 
 @op("PRelu", OpClass.COMPOSITE)
 def prelu(x: Operand, slope: Operand) -> TensorType:
-    """x where positive, else slope · x; *slope* broadcasts to x."""
+    """Element-wise: x where positive, else slope · x; *slope* broadcasts to x."""
     same_dtype(x, slope)
     if slope.rank > x.rank:
         raise ShapeError(f"the slope has rank {slope.rank}, the data only {x.rank}")
@@ -134,7 +134,7 @@ def swiglu(a: Operand, b: Operand, *, alpha: float = 1.0) -> TensorType:
 
 @op("Where", OpClass.ALIAS)
 def where(condition: Operand, x: Operand, y: Operand) -> TensorType:
-    """x where the condition holds, else y."""
+    """Element-wise: x where the condition holds, else y."""
     if condition.dtype is not DType.BOOL:
         raise ShapeError(f"the condition is {condition.dtype}, not bool")
     return TensorType(same_dtype(x, y), broadcast_shapes(condition.shape, x.shape, y.shape))
@@ -155,19 +155,19 @@ def celu(x: Operand, *, alpha: float = 1.0) -> TensorType:
 
 @op("Elu", OpClass.ALIAS)
 def elu(x: Operand, *, alpha: float = 1.0) -> TensorType:
-    """x where positive, else alpha · (exp(x) − 1)."""
+    """Element-wise: x where positive, else alpha · (exp(x) − 1)."""
     return x.type
 
 
 @op("Selu", OpClass.COMPOSITE)
 def selu(x: Operand, *, alpha: float = 1.6732631921768188, gamma: float = 1.0507010221481323) -> TensorType:
-    """gamma · Elu(x, alpha)."""
+    """Element-wise: gamma · Elu(x, alpha)."""
     return x.type
 
 
 @op("Gelu", OpClass.ALIAS)
 def gelu(x: Operand, *, approximate: str = "none") -> TensorType:
-    """x · Φ(x), exactly or by tanh."""
+    """Element-wise: x · Φ(x), exactly or by tanh."""
     if approximate not in ("none", "tanh"):
         raise ShapeError(f"approximate '{approximate}' is not none or tanh")
     return x.type
@@ -181,31 +181,31 @@ def hard_sigmoid(x: Operand, *, alpha: float = 0.20000000298023224, beta: float 
 
 @op("LeakyRelu", OpClass.ALIAS)
 def leaky_relu(x: Operand, *, alpha: float = 0.009999999776482582) -> TensorType:
-    """x where not negative, else alpha · x."""
+    """Element-wise: x where not negative, else alpha · x."""
     return x.type
 
 
 @op("Shrink", OpClass.COMPOSITE)
 def shrink(x: Operand, *, bias: float = 0.0, lambd: float = 0.5) -> TensorType:
-    """x + bias below −lambd, x − bias above lambd, else 0."""
+    """Element-wise: x + bias below −lambd, x − bias above lambd, else 0."""
     return x.type
 
 
 @op("Softsign", OpClass.COMPOSITE)
 def softsign(x: Operand) -> TensorType:
-    """x / (1 + |x|)."""
+    """Element-wise: x / (1 + |x|)."""
     return x.type
 
 
 @op("Swish", OpClass.COMPOSITE)
 def swish(x: Operand, *, alpha: float = 1.0) -> TensorType:
-    """x · sigmoid(alpha · x)."""
+    """Element-wise: x · sigmoid(alpha · x)."""
     return x.type
 
 
 @op("ThresholdedRelu", OpClass.COMPOSITE)
 def thresholded_relu(x: Operand, *, alpha: float = 1.0) -> TensorType:
-    """x above alpha, else 0."""
+    """Element-wise: x above alpha, else 0."""
     return x.type
 
 

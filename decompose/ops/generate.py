@@ -123,9 +123,7 @@ def bernoulli(x: Operand, *, dtype: ElementType | None = None, seed: float | Non
 
 
 @op("Multinomial", OpClass.COMPOSITE, foldable=False)
-def multinomial(
-    x: Operand, *, dtype: ElementType = 6, sample_size: int = 1, seed: float | None = None
-) -> TensorType:
+def multinomial(x: Operand, *, dtype: ElementType = 6, sample_size: int = 1, seed: float | None = None) -> TensorType:
     """Class indices drawn from the unnormalised log-probabilities of each row."""
     if x.rank != 2:
         raise ShapeError(f"the input has rank {x.rank}; [batch, classes] is needed")

@@ -293,5 +293,3 @@ def dropout(
     wide = g.cast(x, DType.F32 if x.dtype is not DType.F64 else DType.F64)
     scale = g.cast(g.div(g.const(1, np.float32), g.sub(g.const(1, np.float32), rate)), wide.dtype)
     return g.cast(g.select(mask, g.mul(wide, scale), 0), x.dtype), mask
-
-

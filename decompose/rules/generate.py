@@ -61,9 +61,7 @@ def blackman_window(g: Builder, size: Var, *, output_datatype: ElementType = 1, 
     return _window(g, "BlackmanWindow", size, output_datatype, periodic)
 
 
-def _random(
-    g: Builder, fn: str, shape: Sequence[int], dtype: DType, a: float, b: float, seed: float | None
-) -> Var:
+def _random(g: Builder, fn: str, shape: Sequence[int], dtype: DType, a: float, b: float, seed: float | None) -> Var:
     out: Var = g.op("Random", fn=fn, shape=tuple(shape), dtype=dtype, a=float(a), b=float(b), seed=seed_bits(seed))
     return out
 
@@ -107,9 +105,7 @@ def bernoulli(g: Builder, x: Var, *, dtype: ElementType | None = None, seed: flo
 
 
 @rule("Multinomial")
-def multinomial(
-    g: Builder, x: Var, *, dtype: ElementType = 6, sample_size: int = 1, seed: float | None = None
-) -> Var:
+def multinomial(g: Builder, x: Var, *, dtype: ElementType = 6, sample_size: int = 1, seed: float | None = None) -> Var:
     batch, classes = x.shape
     p = g.op("Softmax", g.cast(x, DType.F64), axis=1)
     # Inverse of the distribution function: how many of the first classes − 1 running sums lie at or below the number.

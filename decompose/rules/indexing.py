@@ -13,6 +13,7 @@ from mnnpy.decompose.raster import Region, row_major
 from mnnpy.decompose.registry import rule
 from mnnpy.decompose.rules.movement import as_shape, broadcast, move
 from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array
 
 
 def _scaled(g: Builder, index: Var, size: int, stride: int) -> Var:
@@ -24,7 +25,7 @@ def _scaled(g: Builder, index: Var, size: int, stride: int) -> Var:
     return g.gather(g.const(np.arange(size) * stride, np.int64), index)
 
 
-def _grid(shape: Sequence[int], strides: Sequence[int], skip: int = -1) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def _grid(shape: Sequence[int], strides: Sequence[int], skip: int = -1) -> Array:
     """Offsets ``sum(i[k] · strides[k])`` of every point of *shape*; dimension *skip* counts as 1 long."""
     total = np.zeros([1] * len(shape), np.int64)
     for k, (n, s) in enumerate(zip(shape, strides, strict=True)):

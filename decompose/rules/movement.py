@@ -24,7 +24,6 @@ from mnnpy.decompose.ops.movement import (
 )
 from mnnpy.decompose.raster import Region, row_major
 from mnnpy.decompose.registry import rule
-from mnnpy.graph.dims import SymDim
 from mnnpy.graph.dtypes import DType
 
 #: One stretch of an axis: first output index, length, first input index, input step.
@@ -81,7 +80,6 @@ def runs_of(index: Sequence[int]) -> list[Run]:
         end = k + 1
         while end < n and index[end] - index[end - 1] == step:
             end += 1
-        # A turning point belongs to the longer of its two runs.
         runs.append((k, end - k, index[k], step if end - k > 1 else 1))
         k = end
     return runs
@@ -177,19 +175,14 @@ def tile(g: Builder, x: Var, repeats: Var) -> Var | None:
 
 
 @rule("Slice")
-def slice_(
-    g: Builder, x: Var, starts: Var, ends: Var, axes: Var | None = None, steps: Var | None = None
-) -> Var | None:
+def slice_(g: Builder, x: Var, starts: Var, ends: Var, axes: Var | None = None, steps: Var | None = None) -> Var | None:
     if not _moves(x):
         return None
-    cuts = slice_operands(
-        starts.operand(), ends.operand(), axes and axes.operand(), steps and steps.operand(), x.rank
-    )
+    cuts = slice_operands(starts.operand(), ends.operand(), axes and axes.operand(), steps and steps.operand(), x.rank)
     strides = row_major(x.shape)
     offset, src, shape = 0, list(strides), list(x.shape)
     for axis, (start, stop, step) in cuts.items():
-        assert not isinstance(start, SymDim) and not isinstance(stop, SymDim) and not isinstance(step, SymDim)
-        first, count = slice_range(start, stop, step, x.shape[axis])
+        first, count = slice_range(int(start), int(stop), int(step), x.shape[axis])  # type: ignore[arg-type]
         offset += first * strides[axis]
         src[axis], shape[axis] = strides[axis] * step, count
     if tuple(shape) == x.shape and tuple(src) == strides:
@@ -206,9 +199,9 @@ def split(
     axis = normalize_axis(axis, x.rank)
     sizes = split_sizes(x.shape[axis], None if split is None else split.require_ints(), num_outputs)
     strides = row_major(x.shape)
-    out, at = [], 0
-    for n in sizes:
-        assert not isinstance(n, SymDim)
+    out: list[Var] = []
+    at = 0
+    for n in map(int, sizes):  # type: ignore[arg-type]
         shape = (*x.shape[:axis], n, *x.shape[axis + 1 :])
         region = Region(0, shape, at * strides[axis], strides, 0, row_major(shape))
         out.append(x if shape == x.shape else move(g, [x], [region], shape))
@@ -338,9 +331,7 @@ def trilu(g: Builder, x: Var, k: Var | None = None, *, upper: int = 1) -> Var | 
 
 
 @rule("ReverseSequence")
-def reverse_sequence(
-    g: Builder, x: Var, sequence_lens: Var, *, time_axis: int = 0, batch_axis: int = 1
-) -> Var | None:
+def reverse_sequence(g: Builder, x: Var, sequence_lens: Var, *, time_axis: int = 0, batch_axis: int = 1) -> Var | None:
     if not _moves(x):
         return None
     steps, batch = x.shape[time_axis], x.shape[batch_axis]

@@ -32,9 +32,7 @@ def _full_precision(g: Builder, x: Var) -> Var:
 
 def _reduction_rule(name: str, fn: str) -> None:
     @rule(name)
-    def apply(
-        g: Builder, x: Var, axes: Var | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-    ) -> Var:
+    def apply(g: Builder, x: Var, axes: Var | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Var:
         at = _axes(x, axes, noop_with_empty_axes)
         if not at:
             return g.unary(_OVER_NOTHING[fn], x) if fn in _OVER_NOTHING else x

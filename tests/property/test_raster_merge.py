@@ -101,7 +101,11 @@ def _step(draw: st.DrawFn, g: Builder, x: Var, others: list[Var]) -> Var:
     if kind == "expand" and prod(x.shape) < 400:
         return g.expand(x, (draw(st.integers(1, 3)), *x.shape))
     if kind == "concat":
-        same = [o for o in others if o.rank == x.rank and [*o.shape[:axis], *o.shape[axis + 1 :]] == [*x.shape[:axis], *x.shape[axis + 1 :]]]
+        same = [
+            o
+            for o in others
+            if o.rank == x.rank and [*o.shape[:axis], *o.shape[axis + 1 :]] == [*x.shape[:axis], *x.shape[axis + 1 :]]
+        ]
         other = draw(st.sampled_from([x, *same]))
         return g.concat([x, other] if draw(st.booleans()) else [other, x], axis)
     if kind == "self":
@@ -127,7 +131,12 @@ def pipelines(draw: st.DrawFn) -> tuple[Graph, dict[str, Any]]:
 def test_merging_keeps_results(case: tuple[Graph, dict[str, Any]]) -> None:
     graph, feeds = case
     want = _run(graph, feeds)
-    for passes in ([merge_vertical], [merge_horizontal], [drop_identity], [merge_vertical, merge_horizontal, drop_identity]):
+    for passes in (
+        [merge_vertical],
+        [merge_horizontal],
+        [drop_identity],
+        [merge_vertical, merge_horizontal, drop_identity],
+    ):
         merged = graph
         for one in passes:
             merged = prune(one(merged))

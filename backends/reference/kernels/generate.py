@@ -44,9 +44,7 @@ def range_(start: Array, limit: Array, delta: Array, *, stash_type: ElementType 
     return narrow(first + np.arange(n) * step, start.dtype)
 
 
-def _cosine_window(
-    size: Array, coefficients: Sequence[float], output_datatype: ElementType, periodic: int
-) -> Array:
+def _cosine_window(size: Array, coefficients: Sequence[float], output_datatype: ElementType, periodic: int) -> Array:
     """``sum((−1)^k · a[k] · cos(2πkn / N))`` with N one less for a symmetric window."""
     n = int(np.asarray(size).reshape(-1)[0])
     length = n if periodic else n - 1

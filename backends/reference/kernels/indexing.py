@@ -35,9 +35,7 @@ def unique(x: Array, *, axis: int | None = None, sorted: int = 1) -> tuple[Array
     if keys.dtype.kind == "O" and axis is not None:
         _, codes = np.unique(keys, return_inverse=True)
         keys = codes.reshape(keys.shape)
-    _, first, back, counts = np.unique(
-        keys, return_index=True, return_inverse=True, return_counts=True, axis=axis
-    )
+    _, first, back, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True, axis=axis)
     back = back.reshape(-1)
     if not sorted:
         order = np.argsort(first, kind="stable")

@@ -97,9 +97,7 @@ def slice_(x: Array, starts: Array, ends: Array, axes: Array | None = None, step
 
 
 @reference("Split")
-def split(
-    x: Array, split: Array | None = None, *, axis: int = 0, num_outputs: int | None = None
-) -> tuple[Array, ...]:
+def split(x: Array, split: Array | None = None, *, axis: int = 0, num_outputs: int | None = None) -> tuple[Array, ...]:
     """``numpy.split`` at the running sums of the part sizes."""
     n = x.shape[axis]
     if split is None:

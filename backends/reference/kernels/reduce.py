@@ -32,9 +32,7 @@ for _name, (_fn, _) in REDUCTIONS.items():
 
 
 @reference("ReduceLogSum")
-def reduce_log_sum(
-    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-) -> Array:
+def reduce_log_sum(x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Array:
     """Logarithm of the sum, in float64."""
     total = np.sum(wide(x), axis=_axes(x, axes, noop_with_empty_axes), keepdims=bool(keepdims))
     return narrow(np.log(np.asarray(total, np.float64)), x.dtype)
