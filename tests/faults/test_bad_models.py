@@ -119,7 +119,7 @@ DAMAGE: list[tuple[str, Callable[[onnx.ModelProto], Any], str]] = [
         _tensor(data_type=F, dims=[1], float_data=[1], segment=TensorProto.Segment(begin=0, end=1)),
         "segmented",
     ),
-    ("negative-input-dim", _set("graph.input[0].type.tensor_type.shape.dim[0].dim_value", -1), "size -1 is negative"),
+    ("negative-input-dim", _set("graph.input[0].type.tensor_type.shape.dim[0].dim_value", -7), "size -7 is negative"),
     ("unknown-input-type", _set("graph.input[0].type.tensor_type.elem_type", 77), "element type number 77"),
     ("nameless-input", _set("graph.input[0].name", ""), "input has no name"),
     ("nameless-initializer", _set("graph.initializer[0].name", ""), "initializer has no name"),

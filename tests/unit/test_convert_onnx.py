@@ -274,7 +274,7 @@ def test_hundred_thousand_nodes(reverse: bool) -> None:
 
 def test_symbolic_and_missing_sizes() -> None:
     proto = model([node("Relu", ["x"], ["y"])], {}, ["y"])
-    proto.graph.input.append(info("x", ["batch", None, 3, ""]))
+    proto.graph.input.append(info("x", ["batch", None, 3, -1]))
     proto.graph.value_info.append(info("y", ["batch", None, 3, "batch"]))
     graph = from_onnx(proto, check_ops=False)
     assert graph.inputs[0].type == TensorType(DType.F32, (sym("batch"), sym("x_d1"), 3, sym("x_d3")))

@@ -72,6 +72,8 @@ _FIELDS: dict[DType, str] = {
     DType.U32: "uint64_data",
     DType.U64: "uint64_data",
 }
+#: Names of sizes that are none.
+_UNKNOWN = frozenset({"None", "-1", "*", "unk", "unknown", "N/A"})
 #: A sparse tensor is densified; nobody means a weight larger than this.
 _DENSE_LIMIT = 1 << 34
 
@@ -315,10 +317,12 @@ def read_type(proto: onnx.TypeProto, name: str, fresh: Callable[[str], str], whe
 
 def _dim(dim: onnx.TensorShapeProto.Dimension, hint: str, fresh: Callable[[str], str], where: str) -> Dim:
     kind = dim.WhichOneof("value")
-    if kind == "dim_value":
+    if kind == "dim_value" and dim.dim_value != -1:  # some exporters write −1 for a size that is not known
         if dim.dim_value < 0:
             raise ModelError(
                 f"{where}: size {dim.dim_value} is negative; a size that is not known needs a name (dim_param)"
             )
         return int(dim.dim_value)
-    return sym(dim.dim_param if kind == "dim_param" and dim.dim_param else fresh(hint))
+    name = dim.dim_param if kind == "dim_param" else ""
+    # Exporters also write "?" and the like for sizes that they do not know: two of those need not be equal.
+    return sym(fresh(hint) if not name or name[0] == "?" or name in _UNKNOWN else name)
