@@ -278,9 +278,11 @@ def test_symbolic_and_missing_sizes() -> None:
     proto.graph.value_info.append(info("y", ["batch", None, 3, "batch"]))
     graph = from_onnx(proto, check_ops=False)
     assert graph.inputs[0].type == TensorType(DType.F32, (sym("batch"), sym("x_d1"), 3, sym("x_d3")))
-    assert (
-        graph.types["y"] == graph.outputs[0].type == TensorType(DType.F32, (sym("batch"), sym("y_d1"), 3, sym("batch")))
-    )
+    result = TensorType(DType.F32, (sym("batch"), sym("y_d1"), 3, sym("batch")))
+    assert graph.types["y"] == graph.outputs[0].type == result
+    proto.graph.input.append(info("z", ["?", "?", "None"]))
+    found = from_onnx(proto, check_ops=False).inputs[1].type
+    assert found == TensorType(DType.F32, (sym("z_d0"), sym("z_d1"), sym("z_d2")))
 
 
 def test_unknown_rank_sequences_and_untyped_inputs() -> None:
