@@ -8,6 +8,7 @@ from math import floor
 import numpy as np
 
 from mnnpy.decompose.infer import Operand, data_dim, normalize_axis
+from mnnpy.decompose.ops.windows import fits
 from mnnpy.decompose.registry import OpClass, op
 from mnnpy.errors import ShapeError
 from mnnpy.graph.dims import Dim, SymDim
@@ -20,7 +21,7 @@ def affine_grid(theta: Operand, size: Operand, *, align_corners: int = 0) -> Ten
     """Sampling positions of an affine map ``theta[N,r,r+1]`` over an output of *size* (N, C, spatial)."""
     sizes = size.require_ints()
     r = len(sizes) - 2
-    if r not in (2, 3) or theta.rank != 3 or theta.shape[1:] != (r, r + 1):
+    if r not in (2, 3) or not fits(theta.shape, (None, r, r + 1)):
         raise ShapeError(f"theta {theta.shape} does not fit size {sizes}; use [N,2,3] with 4 or [N,3,4] with 5 sizes")
     return TensorType(theta.dtype, (sizes[0], *sizes[2:], r))
 
@@ -35,7 +36,7 @@ def grid_sample(
 ) -> TensorType:
     """Values of ``x[N,C,…]`` at normalised positions ``grid[N,…,r]``."""
     r = x.rank - 2
-    if r < 1 or grid.rank != x.rank or grid.shape[-1] != r:
+    if r < 1 or not fits(grid.shape, (*(None,) * (r + 1), r)):
         raise ShapeError(f"grid {grid.shape} does not fit input {x.shape}; it must be [N, {r} output dims, {r}]")
     if mode not in _GRID_MODES or padding_mode not in _PADDING:
         raise ShapeError(
@@ -163,7 +164,7 @@ def roi_align(
     spatial_scale: float = 1.0,
 ) -> TensorType:
     """Bilinear pooling of regions of interest (Mask R-CNN, arXiv 1703.06870)."""
-    if x.rank != 4 or rois.rank != 2 or rois.shape[1] != 4 or batch_indices.rank != 1:
+    if x.rank != 4 or not fits(rois.shape, (None, 4)) or batch_indices.rank != 1:
         raise ShapeError(
             f"input {x.shape}, rois {rois.shape}, batch_indices {batch_indices.shape}: [N,C,H,W], [R,4], [R] are needed"
         )

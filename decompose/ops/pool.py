@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mnnpy.decompose.infer import Operand
-from mnnpy.decompose.ops.windows import Ints, pool_window
+from mnnpy.decompose.ops.windows import Ints, fits, pool_window
 from mnnpy.decompose.registry import OpClass, op
 from mnnpy.errors import ShapeError
 from mnnpy.graph.dims import Dim, Shape
@@ -131,6 +131,6 @@ def max_unpool(
 @op("MaxRoiPool", OpClass.HOST)
 def max_roi_pool(x: Operand, rois: Operand, *, pooled_shape: Ints, spatial_scale: float = 1.0) -> TensorType:
     """Maximum over a grid of bins of each region of interest (Fast R-CNN)."""
-    if x.rank != 4 or rois.rank != 2 or rois.shape[1] != 5:
+    if x.rank != 4 or not fits(rois.shape, (None, 5)):
         raise ShapeError(f"input {x.shape} must be [N,C,H,W] and rois {rois.shape} must be [R,5]")
     return TensorType(x.dtype, (rois.shape[0], x.shape[1], *pooled_shape))

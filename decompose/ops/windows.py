@@ -13,7 +13,7 @@ from mnnpy.decompose.ops.atomic import window_size
 from mnnpy.errors import ShapeError
 from mnnpy.graph.dims import Dim, SymDim
 
-__all__ = ["Ints", "TransposedWindow", "Window", "conv_window", "pool_window", "transposed_window"]
+__all__ = ["Ints", "TransposedWindow", "Window", "conv_window", "fits", "pool_window", "transposed_window"]
 
 Ints = tuple[int, ...]
 _AUTO = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
@@ -197,3 +197,11 @@ def transposed_window(
         total = max(total, 0)
         begins.append(total // 2 if auto_pad == "SAME_UPPER" else total - total // 2)
     return TransposedWindow(kernel, step, dil, tuple(begins), wanted)
+
+
+def fits(shape: Sequence[Dim], wanted: Sequence[Dim | None]) -> bool:
+    """Whether *shape* may be *wanted*, in which ``None`` is any size; unknown sizes fit."""
+    return len(shape) == len(wanted) and all(
+        want is None or isinstance(d, SymDim) or isinstance(want, SymDim) or d == want
+        for d, want in zip(shape, wanted, strict=True)
+    )

@@ -68,10 +68,12 @@ def _cubic_taps(g: Builder, position: Var) -> tuple[Var, Var]:
 def grid_sample(
     g: Builder, x: Var, grid: Var, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
 ) -> Var | None:
-    if x.dtype in (DType.STRING, DType.C64, DType.C128) or prod(x.shape) == 0:
-        return None
     (n, c, *spatial), r = x.shape, x.rank - 2
     out = grid.shape[1:-1]
+    if 0 in (n, c, *out):
+        return g.raster([x], (), (n, c, *out), fill=0)
+    if x.dtype in (DType.STRING, DType.C64, DType.C128) or 0 in spatial:
+        return None
     points = prod(out)
     place, weight = _grid_places(
         g, grid, n * points, np.asarray(spatial, np.float64), bool(align_corners), mode, padding_mode
@@ -235,8 +237,10 @@ def resize(
         )  # fmt: skip
         plan.append((axis, taps))
         outside[axis] = taps.outside
+    if 0 in out:
+        return g.raster([x], (), out, fill=0)  # type: ignore[arg-type]
     if 0 in x.shape:
-        return g.raster([x], (), out, fill=0) if 0 in out else None  # type: ignore[arg-type]
+        return None
     # the axis that shrinks most goes first: the others have less to do then
     plan.sort(key=lambda p: len(p[1].indices) / x.shape[p[0]])
     if mode == "nearest":
@@ -285,8 +289,10 @@ def roi_align(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> Var | None:
+    if rois.shape[0] == 0:
+        return g.raster([x], (), (0, x.shape[1], output_height, output_width), fill=0)
     # with an adaptive grid every region has its own number of samples: left to the host
-    if sampling_ratio <= 0 or 0 in x.shape or rois.shape[0] == 0:
+    if sampling_ratio <= 0 or 0 in x.shape:
         return None
     (_, c, height, width), count, s = x.shape, rois.shape[0], sampling_ratio
     half = coordinate_transformation_mode == "half_pixel"

@@ -176,7 +176,9 @@ def conv_transpose(
         x.shape, w.shape, kernel_shape, strides, pads, dilations, auto_pad, output_padding, output_shape
     )
     k, channels = len(win.kernel), w.shape[1] * group
-    if k > MAX_SPATIAL or 0 in x.shape[2:] or 0 in win.out:
+    if 0 in win.out:
+        return g.raster([x], (), (x.shape[0], channels, *win.out), fill=0)
+    if k > MAX_SPATIAL or 0 in x.shape[2:]:
         return None
     axes = [
         _Axis.of(x.shape[2 + j], win.kernel[j], win.strides[j], win.dilations[j], win.begins[j], int(win.out[j]))  # type: ignore[arg-type]

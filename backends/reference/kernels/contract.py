@@ -50,7 +50,7 @@ def convolve(x: Array, w: Array, strides: Ints, pads: Ints, dilations: Ints, gro
     windows = windows.reshape(n, group, c // group, *out, *kernel) if group > 1 else windows[:, None]
     order = (0, 1, *range(3, 3 + k), 2, *range(3 + k, 3 + 2 * k))
     columns = windows.transpose(order).reshape(n, group, prod(out), (c // group) * prod(kernel))
-    rows = w.reshape(group, m // group, -1).swapaxes(1, 2) if m else np.zeros((group, columns.shape[-1], 0), w.dtype)
+    rows = w.reshape(group, m // group, columns.shape[-1]).swapaxes(1, 2)
     y: Array = np.matmul(columns, rows[None])
     return y.swapaxes(2, 3).reshape(n, m, *out)
 
@@ -234,11 +234,11 @@ def deform_conv(
     for t, spot in enumerate(itertools.product(*map(range, win.kernel))):
         base = grid + np.asarray([spot[i] * win.dilations[i] for i in range(k)]).reshape(k, *(1,) * k)
         for i, g in itertools.product(range(n), range(offset_group)):
-            position = (base + moved[i, g, t]).reshape(k, -1)
+            position = (base + moved[i, g, t]).reshape(k, prod(out))
             values = interpolate_nd(data[i, g * per : (g + 1) * per], position)
             columns[i, g * per : (g + 1) * per, t] = values * scale[i, g, t].reshape(-1)
     rows = wide(w).reshape(group, m // group, -1)
-    y = np.matmul(rows[None], columns.reshape(n, group, (c // group) * taps, -1)).reshape(n, m, *out)
+    y = np.matmul(rows[None], columns.reshape(n, group, (c // group) * taps, prod(out))).reshape(n, m, *out)
     if b is not None:
         y = y + _per_channel(wide(b), k)
     return narrow(y, x.dtype)

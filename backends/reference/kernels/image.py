@@ -80,7 +80,7 @@ def grid_sample(
     x: Array, grid: Array, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
 ) -> Array:
     r, spatial = x.ndim - 2, x.shape[2:]
-    points = wide(grid).reshape(x.shape[0], -1, r)
+    points = wide(grid).reshape(x.shape[0], prod(grid.shape[1:-1]), r)
     if padding_mode != "zeros":
         points = np.where(np.isnan(points), -1, points)
     data = x if mode == "nearest" else wide(x)

@@ -69,9 +69,9 @@ def max_pool(
     numbers = np.arange(prod(x.shape), dtype=np.int64).reshape(x.shape)
     if storage_order:
         spatial = np.arange(prod(x.shape[2:]), dtype=np.int64).reshape(x.shape[:1:-1]).T
-        numbers = numbers.reshape(*x.shape[:2], -1)[:, :, :1].reshape(*x.shape[:2], *(1,) * k) + spatial
-    places = _windows(numbers, win, -1)[0].reshape(*x.shape[:2], *out, -1)
-    flat = windows.reshape(*x.shape[:2], *out, -1)
+        numbers = numbers[(slice(None), slice(None), *(slice(0, 1),) * k)] + spatial
+    places = _windows(numbers, win, -1)[0].reshape(*x.shape[:2], *out, prod(win.kernel))
+    flat = windows.reshape(*x.shape[:2], *out, prod(win.kernel))
     best = np.argmax(flat, axis=-1)[..., None] if flat.size else np.zeros((*flat.shape[:-1], 1), np.int64)
     # where all elements equal the smallest value, padding must not win
     padding = np.take_along_axis(places, best, -1) < 0
