@@ -177,7 +177,7 @@ def conv_transpose(
     )
     k, channels = len(win.kernel), w.shape[1] * group
     if 0 in win.out:
-        return g.raster([x], (), (x.shape[0], channels, *win.out), fill=0)
+        return g.raster([x], (), (x.shape[0], channels, *map(int, win.out)), fill=0)  # type: ignore[arg-type]
     if k > MAX_SPATIAL or 0 in x.shape[2:]:
         return None
     axes = [

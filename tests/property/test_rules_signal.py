@@ -50,6 +50,29 @@ def test_stft(parts: int, onesided: int, windowed: bool, length: int | None) -> 
     check_rule("STFT", inputs, {"onesided": onesided}, const=(1, 3), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [4, 6, 12, 30, 36])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("inverse", [0, 1])
+def test_two_stage_transforms(length: int, parts: int, inverse: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mnnpy.decompose.rules import signal
+
+    monkeypatch.setattr(signal, "SPLIT_ABOVE", 0)
+    x = randn(0, 3, length, 2, parts)
+    for size in (length, length - 1, length + 2):
+        inputs = [x, np.asarray(size, np.int64), np.asarray(1, np.int64)]
+        check_rule("DFT", inputs, {"inverse": inverse}, const=(1, 2), rtol=1e-4, atol=1e-4)
+        if parts == 1 and not inverse:
+            check_rule("DFT", inputs, {"onesided": 1}, const=(1, 2), rtol=1e-4, atol=1e-4)
+    stft = [randn(1, 2, 3 * length, parts), np.asarray(3, np.int64), randn(2, length)]
+    check_rule("STFT", stft, {"onesided": 2 - parts}, const=(1,), rtol=1e-4, atol=1e-4)
+
+
+def test_long_transform() -> None:
+    x = randn(0, 1, 1 << 14, 1)
+    nodes = check_rule("DFT", [x], {"onesided": 1}, rtol=1e-3, atol=2e-3)
+    assert sum(n.op == "MatMul" for n in nodes) == 2
+
+
 def test_mel_weight_matrix() -> None:
     inputs = [
         np.asarray(v, t)
