@@ -99,7 +99,7 @@ def _scan(node: Node, bodies: Mapping[str, Executable], args: list[Any]) -> list
         raise InputError(f"scan inputs have different lengths {sorted(lengths)}")
     scans: list[list[Any]] = [[] for _ in range(n_outputs)]
     for k in range(lengths.pop() if lengths else 0):
-        results = body.run([*states, *(np.ascontiguousarray(r[k]) for r in rows), *captures])
+        results = body.run([*states, *(np.asarray(r[k], order="C") for r in rows), *captures])
         states = results[:n_states]
         for scan, value in zip(scans, results[n_states:], strict=True):
             scan.append(value)
