@@ -252,6 +252,12 @@ def sort(x: Operand, *, axis: int, k: int, descending: bool = True) -> tuple[Ten
 def random(
     *, fn: str, shape: tuple[int, ...], dtype: DType, a: float = 0.0, b: float = 1.0, seed: int | None = None
 ) -> TensorType:
-    """Philox-4x32 numbers: Uniform in ``[a, b)`` or Normal with mean *a* and deviation *b*; a fresh stream per run without *seed*."""
+    """Philox-4x32-10 numbers; a fresh stream per run without *seed*.
+
+    Word ``i`` of the stream is word ``i % 4`` of the block with counter ``i // 4`` (64 bits, upper half 0) and key
+    *seed* (64 bits). Uniform in ``[a, b)``: element ``i`` is ``a + (b − a)·(w[i] >> 8)·2^-24``. Normal with mean *a* and
+    deviation *b*: elements ``2j`` and ``2j + 1`` are ``r·cos t`` and ``r·sin t`` scaled, with ``t = 2π·(w[2j+1] >> 8)·2^-24``
+    and ``r = sqrt(−2·ln(((w[2j] >> 8) + 1)·2^-24))``. Element types other than f64 round the result.
+    """
     _one_of(fn, RANDOM)
     return TensorType(dtype, shape)

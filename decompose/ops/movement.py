@@ -132,7 +132,7 @@ def squeezed_axes(shape: Shape, axes: Sequence[Dim] | None) -> tuple[int, ...]:
 @op("Squeeze", OpClass.TRANSFORM)
 def squeeze(x: Operand, axes: Operand | None = None) -> TensorType:
     """Without the dimensions of size 1 (all, or those in *axes*)."""
-    gone = squeezed_axes(x.shape, axes and axes.require_ints())
+    gone = squeezed_axes(x.shape, None if axes is None else axes.require_ints())
     return TensorType(x.dtype, tuple(d for k, d in enumerate(x.shape) if k not in gone))
 
 
@@ -225,16 +225,18 @@ def slice_(
 def split_sizes(size: Dim, sizes: Sequence[Dim] | None, num_outputs: int | None) -> tuple[Dim, ...]:
     """Extents of Split's outputs along its axis."""
     if sizes is not None:
-        known = not any(isinstance(s, SymDim) for s in (*sizes, size))
-        if known and (sum(sizes) != size or min(sizes, default=0) < 0):
+        known = [s for s in sizes if not isinstance(s, SymDim)]
+        complete = len(known) == len(sizes) and not isinstance(size, SymDim)
+        if min(known, default=0) < 0 or (complete and sum(known) != size):
             raise ShapeError(f"parts {tuple(sizes)} do not add up to {size}")
         return tuple(sizes)
     if not num_outputs or num_outputs < 1:
         raise ShapeError("Split needs its 'split' operand or a positive 'num_outputs'")
-    chunk = -(-size // num_outputs)
     if isinstance(size, SymDim):
-        return (*(chunk,) * (num_outputs - 1), size - chunk * (num_outputs - 1))
-    return tuple(max(0, min(chunk, size - k * chunk)) for k in range(num_outputs))  # type: ignore[type-var,operator]
+        part = -(-size // num_outputs)
+        return (*(part,) * (num_outputs - 1), size - part * (num_outputs - 1))
+    chunk = -(-size // num_outputs)
+    return tuple(max(0, min(chunk, size - k * chunk)) for k in range(num_outputs))
 
 
 @op("Split", OpClass.TRANSFORM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from math import isnan
+from typing import Any
 
 import numpy as np
 
@@ -248,7 +249,9 @@ def convert(g: Builder, x: Var, to: DType, saturate: int, round_mode: str) -> Va
         return x if x.dtype is to else None
     if x.dtype is to:
         return x
-    options = {} if saturate and round_mode == "up" else {"saturate": bool(saturate), "round_mode": round_mode}
+    options: dict[str, Any] = (
+        {} if saturate and round_mode == "up" else {"saturate": bool(saturate), "round_mode": round_mode}
+    )
     return g.op("Convert", x, to=to, **options)  # type: ignore[no-any-return]
 
 

@@ -178,13 +178,15 @@ def tile(g: Builder, x: Var, repeats: Var) -> Var | None:
 def slice_(g: Builder, x: Var, starts: Var, ends: Var, axes: Var | None = None, steps: Var | None = None) -> Var | None:
     if not _moves(x):
         return None
-    cuts = slice_operands(starts.operand(), ends.operand(), axes and axes.operand(), steps and steps.operand(), x.rank)
+    at, by = (None if v is None else v.operand() for v in (axes, steps))
+    cuts = slice_operands(starts.operand(), ends.operand(), at, by, x.rank)
     strides = row_major(x.shape)
     offset, src, shape = 0, list(strides), list(x.shape)
     for axis, (start, stop, step) in cuts.items():
-        first, count = slice_range(int(start), int(stop), int(step), x.shape[axis])  # type: ignore[arg-type]
+        stride = int(step)  # type: ignore[arg-type]
+        first, count = slice_range(int(start), int(stop), stride, x.shape[axis])  # type: ignore[arg-type]
         offset += first * strides[axis]
-        src[axis], shape[axis] = strides[axis] * step, count
+        src[axis], shape[axis] = strides[axis] * stride, count
     if tuple(shape) == x.shape and tuple(src) == strides:
         return x
     return move(g, [x], [Region(0, tuple(shape), offset, tuple(src), 0, row_major(tuple(shape)))], shape)
@@ -223,7 +225,7 @@ def _source_index(size: int, begin: int, end: int, mode: str) -> list[int]:
     else:
         at = at % (2 * n - 2)
         at = np.where(at < n, at, 2 * n - 2 - at)
-    return (at + low).tolist()  # type: ignore[no-any-return]
+    return [int(i) + low for i in at]
 
 
 @rule("Pad")

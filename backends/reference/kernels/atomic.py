@@ -34,7 +34,7 @@ def softplus(x: Array) -> Array:
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(_SQRT_2_OVER_PI * (x + 0.044715 * x**3)))
+    return np.asarray(0.5 * x * (1 + np.tanh(_SQRT_2_OVER_PI * (x + 0.044715 * x**3))))
 
 
 def _round(x: Array) -> Array:
@@ -107,7 +107,7 @@ def unary(x: Array, *, fn: str, alpha: float = 0.0, beta: float = 0.0) -> Array:
         if fn == "Clip" and x.dtype.kind in "iu":
             low, high = extreme(x.dtype, largest=False), extreme(x.dtype, largest=True)
             bounds = [low if v <= low else high if v >= high else x.dtype.type(v) for v in (alpha, beta)]
-            return np.minimum(np.maximum(x, bounds[0]), bounds[1])
+            return np.asarray(np.minimum(np.maximum(x, bounds[0]), bounds[1]))
         return elementwise(lambda v: _PARAMETRIC[fn](v, alpha, beta), x)
     return elementwise(_UNARY[fn], x)
 
@@ -115,24 +115,24 @@ def unary(x: Array, *, fn: str, alpha: float = 0.0, beta: float = 0.0) -> Array:
 def divide(a: Array, b: Array) -> Array:
     """True division of floats, truncating division of integers (0 where the divisor is 0)."""
     if a.dtype.kind == "f":
-        return np.divide(a, b)
-    quotient = np.floor_divide(a, b)
+        return np.asarray(np.divide(a, b))
+    quotient: Array = np.asarray(np.floor_divide(a, b))
     if a.dtype.kind == "u":
         return quotient
     inexact = (b != 0) & (quotient * b != a) & ((a < 0) != (b < 0))
-    return quotient + inexact.astype(a.dtype)
+    return np.asarray(np.add(quotient, inexact.astype(a.dtype)))
 
 
 def power(a: Array, b: Array) -> Array:
     """``a ** b``; a negative exponent of an integer base truncates the fraction to 0."""
     if a.dtype.kind == "f":
-        return np.power(a, b)
-    safe = np.power(a, np.maximum(b, b.dtype.type(0)))
+        return np.asarray(np.power(a, b))
+    safe: Array = np.asarray(np.power(a, np.maximum(b, b.dtype.type(0))))
     if b.dtype.kind == "u":
         return safe
     odd = (b & 1).astype(bool)
     unit = np.where(a == 1, 1, np.where(a == -1, np.where(odd, -1, 1), 0))
-    return np.where(b < 0, unit, safe).astype(a.dtype)
+    return np.asarray(np.where(b < 0, unit, safe), a.dtype)
 
 
 def shift(a: Array, b: Array, *, left: bool) -> Array:
@@ -141,9 +141,9 @@ def shift(a: Array, b: Array, *, left: bool) -> Array:
     out_of_range = (b >= bits) | (b < 0)
     amount = np.where(out_of_range, 0, b).astype(a.dtype)
     if left:
-        return np.where(out_of_range, a.dtype.type(0), np.left_shift(a, amount))
+        return np.asarray(np.where(out_of_range, a.dtype.type(0), np.left_shift(a, amount)))
     fill = np.where(a < 0, -1, 0).astype(a.dtype) if a.dtype.kind == "i" else a.dtype.type(0)
-    return np.where(out_of_range, fill, np.right_shift(a, amount))
+    return np.asarray(np.where(out_of_range, fill, np.right_shift(a, amount)))
 
 
 _BINARY: dict[str, Callable[[Array, Array], Array]] = {
@@ -220,7 +220,8 @@ def reduce_array(x: Array, fn: str, axes: Sequence[int], keepdims: bool) -> Arra
         op = np.max if fn == "Max" else np.min
         out = op(w, axis=axes, keepdims=keepdims, initial=extreme(w.dtype, largest=fn == "Min"))
         if is_narrow(x.dtype) and out.dtype.kind != "f":
-            out = np.clip(out, *(int(extreme(x.dtype, largest=v)) for v in (False, True)))
+            low, high = (int(extreme(x.dtype, largest=v)) for v in (False, True))
+            out = np.clip(out, low, high)
     elif fn == "Mean":
         out = np.sum(w, axis=axes, keepdims=keepdims)
         count = prod([x.shape[a] for a in axes])
@@ -298,13 +299,13 @@ def convolution(
     xw = pad_or_crop(xw, (0, 0, *pads[:k]), (0, 0, *pads[k:]))
     out = [(xw.shape[2 + i] - ((kernel[i] - 1) * dilations[i] + 1)) // strides[i] + 1 for i in range(k)]
     y = np.zeros((n, group, m // group, prod(out)), xw.dtype)
-    for position in itertools.product(*(range(s) for s in kernel)):
-        window = tuple(
+    for tap, position in enumerate(itertools.product(*(range(s) for s in kernel))):
+        window: Any = tuple(
             slice(p * d, p * d + (o - 1) * s + 1, s) if o else slice(0, 0)
             for p, d, s, o in zip(position, dilations, strides, out, strict=True)
         )
-        columns = xw[(slice(None), slice(None), *window)].reshape(n, group, cg, prod(out))
-        weights = ww[(slice(None), slice(None), *position)].reshape(group, m // group, cg)
+        columns = xw[:, :, *window].reshape(n, group, cg, prod(out))
+        weights = ww.reshape(m, cg, -1)[:, :, tap].reshape(group, m // group, cg)
         y += weights * columns if cg == 1 else np.matmul(weights, columns)
     y = y.reshape(n, m, *out)
     if b is not None:
@@ -348,8 +349,8 @@ def pool(
         count += counted if count_include_pad else inside
         if not inside.any():
             continue
-        clipped = [np.clip(g, 0, s - 1) for g, s in zip(grid, spatial, strict=True)]
-        value = w[(slice(None), slice(None), *clipped)]
+        clipped: list[Any] = [np.clip(g, 0, s - 1) for g, s in zip(grid, spatial, strict=True)]
+        value = w[:, :, *clipped]
         if is_max:
             flat = np.zeros(out, np.int64)
             for i in order:
@@ -461,7 +462,8 @@ def random(
     if fn == "Uniform":
         value = narrow(a + (b - a) * unit[:count], dtype.numpy)
         # Rounding to the element type may reach the open end.
-        below = narrow(np.nextafter(np.float32(b), np.float32(a)), dtype.numpy)
+        end = narrow(np.asarray(b), dtype.numpy)
+        below = np.nextafter(end, narrow(np.asarray(a), dtype.numpy)) if float(end) >= b else end
         value = np.where((value.astype(np.float64) >= b) & (b > a), below, value)
     else:
         radius = np.sqrt(-2 * np.log(unit[0::2] + 2.0**-24))

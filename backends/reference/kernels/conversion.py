@@ -32,7 +32,7 @@ def convert_array(x: Array, to: DType, saturate: bool = True, round_mode: str = 
         if to is DType.F8E8M0:
             return _to_e8m0(x, source, saturate, round_mode)
         if to is DType.BOOL:
-            return _as_plain(x, source) != 0
+            return np.not_equal(_as_plain(x, source), 0)
         if to.is_int:
             return _to_int(_as_plain(x, source), to)
         return _as_plain(x, source).astype(to.numpy)
@@ -66,7 +66,7 @@ def _to_float8(x: Array, to: DType, saturate: bool) -> Array:
     out = plain.astype(to.numpy)
     if not saturate:
         return out
-    limit = ml_dtypes.finfo(to.numpy).max
+    limit = ml_dtypes.finfo(to.numpy).max  # type: ignore[no-untyped-call]
     wrong = ~np.isfinite(out.astype(np.float32)) & ~np.isnan(plain)
     bounded = np.where(plain > 0, np.float32(limit), -np.float32(limit)).astype(to.numpy)
     return np.where(wrong, bounded, out)

@@ -27,7 +27,7 @@ def constant_of_shape(shape: Array, *, value: Array | None = None) -> Array:
 def eye_like(x: Array, *, dtype: ElementType | None = None, k: int = 0) -> Array:
     """``numpy.eye``."""
     to = maybe_element_type(dtype) or DType.of(x.dtype)
-    return np.eye(*x.shape, k=k, dtype=np.float32).astype(to.numpy)
+    return np.eye(x.shape[0], x.shape[1], k=k, dtype=np.float32).astype(to.numpy)
 
 
 @reference("Range")

@@ -50,7 +50,7 @@ def unique(x: Array, *, axis: int | None = None, sorted: int = 1) -> tuple[Array
 def gather_elements(data: Array, indices: Array, *, axis: int = 0) -> Array:
     """Fancy indexing with a grid for the other dimensions."""
     axis = axis % data.ndim
-    grid = list(np.indices(indices.shape, sparse=True))
+    grid: list[Array] = list(np.indices(indices.shape, sparse=True))
     grid[axis] = checked_indices(indices, data.shape[axis], "GatherElements")
     return np.asarray(data[tuple(grid)])
 
@@ -75,7 +75,7 @@ def gather_nd(data: Array, indices: Array, *, batch_dims: int = 0) -> Array:
 def scatter_elements(data: Array, indices: Array, updates: Array, *, axis: int = 0, reduction: str = "none") -> Array:
     """Element by element in row-major order of the updates."""
     axis = axis % data.ndim
-    grid = list(np.indices(indices.shape))
+    grid: list[Array] = list(np.indices(indices.shape))
     grid[axis] = checked_indices(indices, data.shape[axis], "ScatterElements")
     return _scatter(data, tuple(g.reshape(-1) for g in grid), updates.reshape(-1), reduction)
 
@@ -108,7 +108,7 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
     index = np.where(index < 0, index + n, index)
     place = [1] * index.ndim
     place[axis] = n
-    return np.where(index == np.arange(n).reshape(place), values[1], values[0]).astype(values.dtype)
+    return np.asarray(np.where(index == np.arange(n).reshape(place), values[1], values[0]), values.dtype)
 
 
 @reference("TopK")

@@ -122,7 +122,7 @@ def pad(
     x = x[tuple(slice(max(0, -b), max(0, d - max(0, -e))) for d, (b, e) in zip(x.shape, widths, strict=True))]
     grow = [(max(0, b), max(0, e)) for b, e in widths]
     if mode != "constant":
-        return np.pad(x, grow, mode=mode)  # type: ignore[call-overload]
+        return np.asarray(np.pad(x, grow, mode=mode))  # type: ignore[call-overload]
     zero = "" if x.dtype.kind == "O" else np.zeros((), x.dtype)
     value = zero if constant_value is None else constant_value.reshape(-1)[0]
     out = np.full([d + b + e for d, (b, e) in zip(x.shape, grow, strict=True)], value, x.dtype)

@@ -63,10 +63,10 @@ def extreme(dtype: Any, *, largest: bool) -> Any:
         with np.errstate(all="ignore"):
             value = np.asarray(np.inf if largest else -np.inf).astype(np_dtype)
         if not np.isinf(value.astype(np.float32)):
-            info = ml_dtypes.finfo(np_dtype)
+            info: Any = ml_dtypes.finfo(np_dtype)  # type: ignore[no-untyped-call]
             return info.max if largest else info.min
         return value[()]
-    info = ml_dtypes.iinfo(np_dtype)
+    info = ml_dtypes.iinfo(np_dtype)  # type: ignore[no-untyped-call]
     return np_dtype.type(info.max if largest else info.min)
 
 

@@ -46,7 +46,7 @@ def reduce_log_sum_exp(
     v = wide(x).astype(np.float64)
     at = _axes(x, axes, noop_with_empty_axes)
     for a in sorted(at, reverse=True):
-        v = np.logaddexp.reduce(v, axis=a, keepdims=bool(keepdims), initial=-np.inf)
+        v = np.asarray(np.logaddexp.reduce(v, axis=a, keepdims=bool(keepdims), initial=-np.inf))  # type: ignore[call-overload]
     return narrow(v, x.dtype)
 
 
