@@ -62,6 +62,7 @@ class Plan:
     late: Executable | None
     outputs: tuple[str, ...]
     direct: Program | None  #: set where the plan is exactly one program over all inputs in order
+    borrowed: tuple[int, ...] = ()  #: outputs that are an input, a constant or another output: copied on the way out
 
     def run(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on feeds in input order; results in output order."""
@@ -76,7 +77,11 @@ class Plan:
         if self.late is not None:
             results = self.late.run([values[n] for n in self.late.graph.input_names])
             values.update(zip(self.late.graph.output_names, results, strict=True))
-        return [values[n] for n in self.outputs]
+        found = [values[n] for n in self.outputs]
+        for k in self.borrowed:
+            if isinstance(found[k], np.ndarray):
+                found[k] = found[k].copy()
+        return found
 
 
 class Executable:
@@ -182,7 +187,9 @@ class Executable:
         direct = None
         if late is None and len(steps) == 1 and steps[0].inputs == inputs and steps[0].outputs == outputs:
             direct = steps[0].program
-        return Plan(inputs, lowered.graph.constants, steps, late, outputs, direct)
+        foreign = {*inputs, *lowered.graph.constants}
+        borrowed = tuple(k for k, n in enumerate(outputs) if n in foreign or n in outputs[:k])
+        return Plan(inputs, lowered.graph.constants, steps, late, outputs, direct, borrowed)
 
     def _steps(self, lowered: Decomposed) -> list[Step]:
         graph, context = lowered.graph, self.context

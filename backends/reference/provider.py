@@ -78,7 +78,16 @@ class ReferenceProgram:
         self._interpreter = Interpreter(segment.graph)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
-        return self._interpreter.run(inputs)
+        graph = self._interpreter.graph
+        foreign = {id(v) for v in (*inputs, *graph.constants.values())}
+        results = []
+        for value in self._interpreter.run(inputs):
+            # NumPy hands out views: what leaves a program belongs to the caller alone.
+            if isinstance(value, np.ndarray) and (value.base is not None or id(value) in foreign):
+                value = value.copy()
+            foreign.add(id(value))
+            results.append(value)
+        return results
 
     def time(self, inputs: Sequence[Any]) -> float:
         start = time.perf_counter()
