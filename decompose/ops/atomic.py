@@ -209,7 +209,9 @@ def pool(
 
 
 @op("Raster", OpClass.ATOMIC)
-def raster(*xs: Operand, regions: tuple[Region, ...], shape: tuple[int, ...], fill: float | int | bool | None = None) -> TensorType:
+def raster(
+    *xs: Operand, regions: tuple[Region, ...], shape: tuple[int, ...], fill: float | int | bool | None = None
+) -> TensorType:
     """A new tensor of *shape*, filled with *fill* (``None``: regions cover all of it), then written by *regions*."""
     for r in regions:
         if not 0 <= r.origin < len(xs):
@@ -230,7 +232,7 @@ def gather(data: Operand, indices: Operand, *, axis: int = 0) -> TensorType:
 
 @op("Scatter", OpClass.ATOMIC)
 def scatter(data: Operand, indices: Operand, updates: Operand, *, fn: str = "none") -> TensorType:
-    """A copy of ``data[R, D]`` where row ``indices[k]`` (i64, ``[M]``) is replaced by or combined with ``updates[k]`` of ``[M, D]``.
+    """A copy of ``data[R, D]`` with rows ``indices[M]`` (i64) replaced by or combined with those of ``updates[M, D]``.
 
     Repeated indices combine in order of *k*; negative ones count from the end; others raise.
     """
@@ -255,9 +257,9 @@ def random(
     """Philox-4x32-10 numbers; a fresh stream per run without *seed*.
 
     Word ``i`` of the stream is word ``i % 4`` of the block with counter ``i // 4`` (64 bits, upper half 0) and key
-    *seed* (64 bits). Uniform in ``[a, b)``: element ``i`` is ``a + (b − a)·(w[i] >> 8)·2^-24``. Normal with mean *a* and
-    deviation *b*: elements ``2j`` and ``2j + 1`` are ``r·cos t`` and ``r·sin t`` scaled, with ``t = 2π·(w[2j+1] >> 8)·2^-24``
-    and ``r = sqrt(−2·ln(((w[2j] >> 8) + 1)·2^-24))``. Element types other than f64 round the result.
+    *seed* (64 bits). Uniform in ``[a, b)``: element ``i`` is ``a + (b − a)·(w[i] >> 8)·2^-24``. Normal, mean *a* and
+    deviation *b*: elements ``2j`` and ``2j + 1`` are ``r·cos t`` and ``r·sin t`` scaled, with
+    ``t = 2π·(w[2j+1] >> 8)·2^-24`` and ``r = sqrt(−2·ln(((w[2j] >> 8) + 1)·2^-24))``. The result is rounded to *dtype*.
     """
     _one_of(fn, RANDOM)
     return TensorType(dtype, shape)
