@@ -15,7 +15,7 @@ import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -56,7 +56,12 @@ class BuildNative(build_ext):
         includes = [str(NATIVE), pybind11.get_include(), sysconfig.get_path("include")]
         common = [compiler, *FLAGS, *(f"-I{p}" for p in includes), *os.environ.get("CXXFLAGS", "").split()]
         out = ROOT / self.build_temp / "native"
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / "lock", "w") as lock:  # two builds at once would write the same objects
+            _lock(lock)
+            self._build(ext, common, out)
 
+    def _build(self, ext: Extension, common: list[str], out: Path) -> None:
         jobs: list[tuple[Path, Path, list[str]]] = []  # source, object, command
         groups: list[tuple[str, list[Path], list[str]]] = [("core", sorted(NATIVE.glob("core/*.cpp")), ["-DMNNPY_ISA=0"])]
         for level, isa in enumerate(isas()):
@@ -77,7 +82,7 @@ class BuildNative(build_ext):
         if not stale and _fresh(library, max(o.stat().st_mtime for o in objects)):
             return
         staged = library.with_suffix(".tmp")
-        link = [compiler, "-shared", *(str(o) for o in objects), "-o", str(staged)]
+        link = [common[0], "-shared", *(str(o) for o in objects), "-o", str(staged)]
         if sys.platform == "darwin":
             link += ["-undefined", "dynamic_lookup", "-Wl,-exported_symbol,_PyInit__native"]
         else:
@@ -88,6 +93,14 @@ class BuildNative(build_ext):
                 link.remove("-s")
         _execute([*link, *os.environ.get("LDFLAGS", "").split()])
         staged.replace(library)  # never leave a half-written library in place
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _fresh(target: Path, moment: float) -> bool:

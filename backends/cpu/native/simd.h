@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-#define MNNPY_INLINE [[gnu::always_inline]] inline
+#define MNNPY_INLINE inline __attribute__((always_inline))
 
 namespace mnnpy::MNNPY_NS {
 
