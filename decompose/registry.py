@@ -87,7 +87,7 @@ _OPS: dict[str, OpDef] = {}
 
 _FAMILIES = ("atomic", "elementwise", "reduce", "movement", "indexing", "generate", "contract", "transposed", "einsum", "pool",
              "norm", "quantize", "image", "signal", "attention", "recurrent", "loss", "sequence", "text",
-             "ml", "training", "control")  # fmt: skip
+             "ml", "ml_models", "training", "control")  # fmt: skip
 
 
 @cache
