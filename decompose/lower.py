@@ -142,7 +142,7 @@ def tidy(graph: Graph, optimize: frozenset[str]) -> Graph:
     if "merge_vertical" in optimize:
         from mnnpy.decompose.merge import merge_vertical
 
-        graph = merge_vertical(graph)
+        graph = drop_identity(merge_vertical(graph))
     if "merge_horizontal" in optimize:
         from mnnpy.decompose.merge import merge_horizontal
 
