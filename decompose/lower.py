@@ -140,7 +140,7 @@ def tidy(graph: Graph, optimize: frozenset[str]) -> Graph:
     if "cse" in optimize:
         graph = eliminate_common(graph)
     if "merge_vertical" in optimize:
-        from mnnpy.decompose.merge import merge_vertical
+        from mnnpy.decompose.merge import drop_identity, merge_vertical
 
         graph = drop_identity(merge_vertical(graph))
     if "merge_horizontal" in optimize:
