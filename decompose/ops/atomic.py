@@ -176,7 +176,7 @@ def convolution(
         raise ShapeError(f"{m} output channels do not divide into {group} groups")
     k = len(spatial)
     out = tuple(
-        window_size(spatial[i], int(kernel[i]), strides[i], dilations[i], pads[i], pads[k + i]) for i in range(k)
+        window_size(spatial[i], int(kernel[i]), strides[i], dilations[i], pads[i], pads[k + i]) for i in range(k)  # type: ignore[arg-type]
     )
     return TensorType(x.dtype, (n, m, *out))
 
