@@ -189,6 +189,10 @@ def _table(
     inputs = {n: k for k, n in enumerate(graph.input_names)}
     tensors: list[tuple[str, tuple[int, ...], str, Any]] = []
     index: dict[str, int] = {}
+    shown: dict[str, int] = {}
+    for root, k in homes.items():
+        name = graph.output_names[k]
+        shown[name if work.find(name)[0] == root else root] = k
 
     def add(name: str) -> int:
         if name in index:
@@ -196,14 +200,16 @@ def _table(
         t = work.type(name)
         root, offset = work.find(name)
         row: tuple[str, Any]
-        if root != name:
+        if name in shown:  # the output has the shape of its own name; its root is the same memory
+            row = ("output", shown[name])
+        elif name in homes:
+            row = ("alias", (add(graph.output_names[homes[name]]), 0))
+        elif root != name:
             row = ("alias", (add(root), offset))
         elif name in inputs:
             row = ("input", inputs[name])
         elif name in graph.constants:
             row = ("constant", _dense(graph.constants[name]))
-        elif name in homes:
-            row = ("output", homes[name])
         else:
             row = ("arena", offsets.get(name, 0))
         index[name] = len(tensors)
