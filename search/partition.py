@@ -57,6 +57,8 @@ def assign(
         else:
             if is_host_node(node, graph.types):
                 chosen.append(Assignment(HOST, "host op: strings, sequences or data-dependent shapes"))
+            elif op_class is not OpClass.ATOMIC:
+                chosen.append(Assignment(HOST, "host op: no decomposition for these operands and attributes"))
             elif fallback:
                 chosen.append(Assignment(HOST, "fallback was asked for; " + "; ".join(reasons)))
             else:
