@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mnnpy.decompose.registry import get_op
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array
 
 native = pytest.importorskip("mnnpy.backends.cpu._native")
 
 ISAS: tuple[str, ...] = tuple(native.available_isas())
+
+
+def oracle(op: str) -> Callable[..., Any]:
+    """The NumPy reference of *op*."""
+    reference = get_op(op).reference
+    assert reference is not None
+    return reference
 
 
 def run_op(

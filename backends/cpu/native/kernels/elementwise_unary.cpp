@@ -27,7 +27,7 @@ void vector_fn(const BlockArgs& q) {
 
 MNNPY_INLINE VF exp_f(VF x) { return vexp(x); }
 MNNPY_INLINE VF log_f(VF x) { return vlog(x); }
-MNNPY_INLINE VF tanh_f(VF x) { return vtanh(x); }
+MNNPY_INLINE VF tanh_f(VF x) { return copysign(vtanh(x), x); }  // keeps -0
 MNNPY_INLINE VF erf_f(VF x) { return verf(x); }
 MNNPY_INLINE VF gelu_f(VF x) { return vgelu(x); }
 MNNPY_INLINE VF gelu_tanh_f(VF x) { return vgelu_tanh(x); }
