@@ -185,17 +185,12 @@ def svm_classifier(
         logits = pairs * _floats(prob_a) + _floats(prob_b)
         p = np.clip(1 / (1 + np.exp(logits)), 1e-7, 1 - 1e-7)
         scores = np.stack([_couple(row, classes) for row in p]) if len(rows) else np.zeros((0, classes))
-        chosen = scores.argmax(axis=1)
         scores = post_transformed(scores, post_transform)
+    elif classes == 2:
+        scores = _two_scores(pairs[:, 0], post_transform, mixed=post_transform in ("NONE", "LOGISTIC"))
     else:
-        chosen = votes.argmax(axis=1)
-        if classes == 2:
-            positive = bool((weights >= 0).all())
-            scores = _two_scores(pairs[:, 0], post_transform, mixed=not positive)
-            scores = scores if positive else scores[:, ::-1]
-        else:
-            scores = post_transformed(pairs, post_transform)
-    return _pick(labels, chosen), scores.astype(np.float32)
+        scores = post_transformed(pairs, post_transform)
+    return _pick(labels, votes.argmax(axis=1)), scores.astype(np.float32)
 
 
 def _index_pairs(classes: int) -> list[tuple[int, int]]:
@@ -459,19 +454,21 @@ def tree_ensemble_classifier(
     weights = _floats(class_weights if class_weights_as_tensor is None else class_weights_as_tensor)
     classes = np.asarray(class_ids, np.int64)
     entries = _votes(number, class_treeids, class_nodeids)
-    single = len(labels) == 2 and len(set(class_ids)) == 1
+    base = _floats(base_values if base_values_as_tensor is None else base_values_as_tensor)
+    single = len(labels) == 2 and len(set(class_ids)) == 1 and base.size < 2
     leaves = forest.leaves(_matrix(x))
     scores = _aggregate(leaves, entries, weights, classes * 0 if single else classes, 1 if single else len(labels), "SUM")
-    base = _floats(base_values if base_values_as_tensor is None else base_values_as_tensor)
     if base.size:
-        scores = scores + (base[-1:] if single else base)
+        scores = scores + base
     if not single:
         return _pick(labels, scores.argmax(axis=1)), post_transformed(scores, post_transform).astype(np.float32)
     score = scores[:, 0]
     positive = bool((weights >= 0).all())
     chosen = (score > (0.5 if positive else 0)).astype(np.int64)
-    if post_transform == "PROBIT":
+    if class_ids[0] == 1:  # the votes are the positive class's own; the other one has none
+        two = post_transformed(np.stack([np.zeros_like(score), score], axis=1), post_transform)
+    elif post_transform == "PROBIT":
         two = np.repeat(post_transformed(score[:, None], "PROBIT"), 2, axis=1)
     else:
-        two = _two_scores(score, post_transform, mixed=not positive)
+        two = _two_scores(score, post_transform, mixed=not positive or post_transform == "LOGISTIC")
     return _pick(labels, chosen), two.astype(np.float32)
