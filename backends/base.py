@@ -67,7 +67,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A node with the static types of its operands, and constant operands' values, for ``supports`` and ``candidates``."""
+    """A node with the static types of its operands and the values of constant ones."""
 
     node: Node
     inputs: tuple[TensorType | None, ...]

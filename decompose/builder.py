@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ class Builder:
         while args and args[-1] is None:
             args.pop()
         try:
-            types = infer(name, [a and a.operand() for a in args], attrs, outputs, self.origin or name)
+            types = infer(name, [None if a is None else a.operand() for a in args], attrs, outputs, self.origin or name)
         except UnknownTypeError:
             types = (None,) * outputs
         foldable = self.fold and found.foldable and args and all(a is None or a.value is not None for a in args)
@@ -128,13 +129,14 @@ class Builder:
         for t in types:
             if not isinstance(t, TensorType) or not t.is_static or t.dtype is DType.STRING:
                 return False
-            size += t.dtype.itemsize * int(np.prod(t.shape, dtype=object))
+            size += t.dtype.itemsize * int(prod(t.shape or ()))  # type: ignore[arg-type]
         return size <= max(FOLD_LIMIT, 2 * sum(a.value.nbytes for a in args if a is not None and a.value is not None))
 
     # -- shorthand for the atomic and movement ops, so that rules read like formulas --
 
     def unary(self, fn: str, x: Var, **params: float) -> Var:
-        return self.op("Unary", x, fn=fn, **params)  # type: ignore[no-any-return]
+        attrs: dict[str, Any] = {"fn": fn, **params}
+        return self.op("Unary", x, **attrs)  # type: ignore[no-any-return]
 
     def binary(self, fn: str, a: Var, b: Var | float) -> Var:
         return self.op("Binary", a, self.like(b, a), fn=fn)  # type: ignore[no-any-return]
@@ -191,8 +193,8 @@ class Builder:
 
     def slice(self, x: Var, axis: int, start: int, stop: int, step: int = 1) -> Var:
         """``x[…, start:stop:step, …]`` along one axis, as ONNX Slice counts."""
-        c = lambda v: self.const(np.asarray([v], np.int64))  # noqa: E731
-        return self.op("Slice", x, c(start), c(stop), c(axis), c(step))  # type: ignore[no-any-return]
+        numbers = [self.const(np.asarray([v], np.int64)) for v in (start, stop, axis, step)]
+        return self.op("Slice", x, *numbers)  # type: ignore[no-any-return]
 
     def unsqueeze(self, x: Var, *axes: int) -> Var:
         return self.op("Unsqueeze", x, self.const(np.asarray(axes, np.int64)))  # type: ignore[no-any-return]
@@ -216,5 +218,3 @@ def evaluate(name: str, values: Sequence[Any], attrs: Mapping[str, Any]) -> tupl
         with np.errstate(all="ignore"):
             result = found.reference(*values, **attrs)
     return result if isinstance(result, tuple) else (result,)
-
-

@@ -127,10 +127,16 @@ def infer(
         located.located = True  # type: ignore[attr-defined]
         raise located from error
     except (ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError, OverflowError, KeyError) as error:
-        raise ShapeError(f"{where} ({name}) with {_show(operands)}: {error}; check the operands and attributes") from error
+        raise ShapeError(
+            f"{where} ({name}) with {_show(operands)}: {error}; check the operands and attributes"
+        ) from error
     types = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     for t in types:
-        if isinstance(t, TensorType) and t.shape is not None and any(not isinstance(d, SymDim) and d < 0 for d in t.shape):
+        if (
+            isinstance(t, TensorType)
+            and t.shape is not None
+            and any(not isinstance(d, SymDim) and d < 0 for d in t.shape)
+        ):
             raise ShapeError(f"{where} ({name}) with {_show(operands)}: the result would have shape {t.shape}")
     if len(types) < n_outputs:
         raise ModelError(f"{where}: {name} has {len(types)} outputs, {n_outputs} are used")

@@ -129,9 +129,7 @@ def decompose(
         work.lower(node)
     names = {n: work.resolve(n) for n in graph.output_names}
     outputs = tuple(Value(m, work.types.get(m)) for m in dict.fromkeys(names.values()))
-    lowered = prune(
-        graph.replace(nodes=tuple(work.out), constants=work.constants, types=work.types, outputs=outputs)
-    )
+    lowered = prune(graph.replace(nodes=tuple(work.out), constants=work.constants, types=work.types, outputs=outputs))
     return Decomposed(tidy(lowered, optimize), names, tuple(work.needs))
 
 

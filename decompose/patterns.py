@@ -207,7 +207,7 @@ def _affine(work: Rewriter, name: str | None, shape: tuple[int, ...], fallback: 
 def _build_layer_norm(work: Rewriter, found: Found, node: Node) -> Node | None:
     x = found["x"]
     shape = work.shape(x)
-    if not shape or not work.is_float32(x) or "d2" in found and not _is_centred(work, found["d2"], found):
+    if not shape or not work.is_float32(x) or ("d2" in found and not _is_centred(work, found["d2"], found)):
         return None
     first = _last_axes(work, found, "m1", len(shape))
     if first is None or first != _last_axes(work, found, "m2", len(shape)):
@@ -255,7 +255,7 @@ def _norm_patterns() -> Iterator[Pattern]:
 
 
 def _erf_gelus() -> Iterator[Call]:
-    """x · ½ · (1 + erf(x / √2)) in the orders that exporters write."""
+    """X · ½ · (1 + erf(x / √2)) in the orders that exporters write."""
     for scaled in (Call("Div", (_x(), Number(sqrt(2.0)))), Call("Mul", (_x(), Number(sqrt(0.5))))):
         one_plus = Call("Add", (Call("Erf", (scaled,)), Number(1.0)))
         yield Call("Mul", (Call("Mul", (_x(), one_plus)), Number(0.5)))

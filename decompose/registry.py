@@ -85,9 +85,11 @@ class OpDef:
 
 _OPS: dict[str, OpDef] = {}
 
-_FAMILIES = ("atomic", "elementwise", "reduce", "movement", "indexing", "generate", "contract", "transposed", "einsum", "pool",
-             "norm", "quantize", "image", "signal", "attention", "recurrent", "loss", "sequence", "text",
-             "ml", "ml_models", "training", "control")  # fmt: skip
+_FAMILIES = (
+    "atomic", "elementwise", "reduce", "movement", "indexing", "generate", "contract", "transposed", "einsum",
+    "pool", "norm", "quantize", "image", "signal", "attention", "recurrent", "loss", "sequence", "text", "ml",
+    "ml_models", "training", "control",
+)  # fmt: skip
 
 
 @cache

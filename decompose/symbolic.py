@@ -6,6 +6,8 @@ whose elements may be symbolic dims, by the same NumPy references that run concr
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,12 @@ __all__ = ["infer_types"]
 
 #: Values up to this many elements are propagated.
 LIMIT = 64
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": operator.floordiv,
+}
 _SHAPE_OPS = frozenset(
     {"Gather", "Concat", "Squeeze", "Unsqueeze", "Slice", "Cast", "Identity", "Reshape", "Add", "Sub", "Mul", "Div"}
 )
@@ -45,8 +53,8 @@ def infer_types(graph: Graph) -> Graph:
             t = _better(inferred[k] if k < len(inferred) else None, types.get(name))
             if t is not None:
                 types[name] = t
-            value = values[k] if values is not None and k < len(values) else None
-            known[name] = Operand(t, value, name)
+            found = values[k] if values is not None and k < len(values) else None
+            known[name] = Operand(t, found, name)
     outputs = tuple(Value(v.name, _better(_type_of(known, v.name), v.type)) for v in graph.outputs)
     return graph.replace(types=types, outputs=outputs)
 
@@ -87,7 +95,7 @@ def _values(node: Node, operands: list[Operand | None]) -> tuple[Any, ...] | Non
     if any(o is not None and o.value is not None and o.value.size > LIMIT for o in operands):
         return None
     symbolic = any(o is not None and o.value is not None and _is_symbolic(o.value) for o in operands)
-    if symbolic and node.op not in _SHAPE_OPS or not get_op(node.op).foldable:
+    if (symbolic and node.op not in _SHAPE_OPS) or not get_op(node.op).foldable:
         return None
     try:
         return _evaluated(node, operands, symbolic)
@@ -103,7 +111,7 @@ def _evaluated(node: Node, operands: list[Operand | None], symbolic: bool) -> tu
         return (arrays[0],)
     if node.op in ("Add", "Sub", "Mul", "Div"):
         a, b = (np.asarray(x, object) for x in arrays if x is not None)
-        made = {"Add": a.__add__, "Sub": a.__sub__, "Mul": a.__mul__, "Div": a.__floordiv__}[node.op](b)
+        made = _ARITHMETIC[node.op](a, b)
         return (_packed(np.asarray(made, object)),)
     return tuple(_packed(np.asarray(v, object)) for v in evaluate(node.op, arrays, node.attrs))
 
@@ -125,5 +133,3 @@ def _better(inferred: Type | None, declared: Type | None) -> Type | None:
         return inferred if inferred.shape is not None else TensorType(inferred.dtype, declared.shape)
     shape = tuple(d if isinstance(i, SymDim) else i for i, d in zip(inferred.shape, declared.shape, strict=True))
     return TensorType(inferred.dtype, shape)
-
-

@@ -12,7 +12,7 @@ from mnnpy.session import Session
 __all__ = ["backends", "compile"]
 
 
-def compile(  # noqa: A001
+def compile(
     model: Any, backend: str | Sequence[str] = "auto", options: Options | None = None, **keywords: Any
 ) -> Callable[..., Any]:
     """A callable from input arrays (positional or by name) to the output, or a list of outputs."""

@@ -20,7 +20,9 @@ from mnnpy.session import Session
 __all__ = ["CaseResult", "Report", "load_cases", "run_case", "run_suite"]
 
 #: Cases whose result is random: only shape, dtype and range of the result can be compared.
-RANDOM_OPS = frozenset({"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"})
+RANDOM_OPS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,9 @@ def run_case(case: Any, backend: str, **options: Any) -> CaseResult:
             names = [v.name for v in session.graph.inputs]
             feeds = {n: _as_input(x) for n, x in zip(names, inputs, strict=False)}
             got = session.run(None, feeds)
-            problem = _compare(got, [_as_input(w) for w in wanted], case, any(n.op_type in RANDOM_OPS for n in case.model.graph.node))
+            problem = _compare(
+                got, [_as_input(w) for w in wanted], case, any(n.op_type in RANDOM_OPS for n in case.model.graph.node)
+            )
             if problem:
                 return CaseResult(case.name, op, "failed", problem, *_where(session, backend))
     except MnnpyError as error:
@@ -132,8 +136,12 @@ def _as_input(value: Any) -> Any:
     if hasattr(value, "SerializeToString"):
         from onnx import numpy_helper
 
-        reader = {"SequenceProto": numpy_helper.to_list, "OptionalProto": numpy_helper.to_optional}
-        value = reader.get(type(value).__name__, numpy_helper.to_array)(value)
+        reader: dict[str, Callable[[Any], Any]] = {
+            "SequenceProto": numpy_helper.to_list,
+            "OptionalProto": numpy_helper.to_optional,
+        }
+        read: Callable[[Any], Any] = reader.get(type(value).__name__, numpy_helper.to_array)
+        value = read(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "US":
         return value.astype(object)
     return value
@@ -198,7 +206,8 @@ def compare_value(got: Any, wanted: Any, rtol: float, atol: float, random: bool 
 
 
 def _dict_close(got: Any, wanted: dict[Any, Any]) -> bool:
-    return isinstance(got, dict) and got.keys() == wanted.keys() and all(np.allclose(got[k], wanted[k]) for k in wanted)
+    same_keys = isinstance(got, dict) and got.keys() == wanted.keys()
+    return same_keys and all(np.allclose(got[k], wanted[k]) for k in wanted)
 
 
 def _close(got: Any, wanted: Any, rtol: float, atol: float) -> str:
@@ -228,7 +237,9 @@ def run_suite(
         try:
             results.append(run_case(case, backend, **options))
         except Exception as error:  # a crash of ours is a failure of the case, reported with its type
-            results.append(CaseResult(case.name, case_op(case), "failed", f"{type(error).__name__}: {_first_line(error)}"))
+            results.append(
+                CaseResult(case.name, case_op(case), "failed", f"{type(error).__name__}: {_first_line(error)}")
+            )
         if progress is not None:
             progress(k + 1, len(chosen))
     return Report(backend, "R" if backend in ("cpu", "reference") else "?", tuple(results))

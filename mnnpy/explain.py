@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Explanation", "explain_plans", "plan_parts", "profile_plan"]
 
+_COLUMNS = ("plan", "backend", "op", "node", "algorithm", "shape", "reason", "fallback")
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
@@ -39,8 +41,7 @@ class Explanation:
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
         counts = Counter(str(r["backend"]) for r in self.rows)
         summary = ", ".join(f"{n} on {b}" for b, n in counts.most_common())
-        for r in self.fallbacks:
-            lines.append(f"fallback: {r['op']} ({r['node']}): {r['reason']}")
+        lines += [f"fallback: {r['op']} ({r['node']}): {r['reason']}" for r in self.fallbacks]
         return "\n".join([f"precision {self.precision}; {summary}", *lines])
 
 
@@ -64,8 +65,16 @@ def explain_plans(executable: Executable, options: Options, prefix: str = "") ->
                 reason = reasons.get(described["node"], "")
                 fell = reason.startswith("fallback")
                 rows.append(
-                    _row(name, step.device, described["op"], described["node"], described["algorithm"],
-                         described.get("shape", ""), reason, fell)  # fmt: skip
+                    _row(
+                        name,
+                        step.device,
+                        described["op"],
+                        described["node"],
+                        described["algorithm"],
+                        described.get("shape", ""),
+                        reason,
+                        fell,
+                    )
                 )
         if plan.late is not None:
             rows.extend(explain_plans(plan.late, options, f"{name}+").rows)
@@ -80,9 +89,8 @@ def plan_parts(plan: Plan) -> list[tuple[str, Graph]]:
     return parts
 
 
-def _row(plan: str, backend: str, op: str, node: str, algorithm: str, shape: Any, reason: str, fallback: bool) -> dict[str, Any]:
-    return {"plan": plan, "backend": backend, "op": op, "node": node, "algorithm": algorithm, "shape": shape,
-            "reason": reason, "fallback": fallback}  # fmt: skip
+def _row(*cells: Any) -> dict[str, Any]:
+    return dict(zip(_COLUMNS, cells, strict=True))
 
 
 def profile_plan(plan: Plan, feeds: list[Any], repeat: int = 1) -> dict[str, Any]:
@@ -102,7 +110,8 @@ def _profile(plan: Plan, feeds: list[Any], events: list[dict[str, Any]], start: 
         if step.program is None:
             results = run_control(step.node, step.bodies, args)
             assert step.node is not None
-            events.append(_event(step.node.op, step.node.label, "session", "control", begin - start, time.perf_counter() - begin))
+            spent = time.perf_counter() - begin
+            events.append(_event(step.node.op, step.node.label, "session", "control", begin - start, spent))
         else:
             for op, node, algorithm, at, duration in step.program.profile(args):
                 events.append(_event(op, node, algorithm, step.device, begin - start + at, duration))

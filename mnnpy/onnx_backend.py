@@ -44,7 +44,7 @@ class MnnpyBackend(Backend):
         node: onnx.NodeProto,
         inputs: Any,
         device: str = "CPU",
-        outputs_info: Sequence[tuple[Any, tuple[int, ...]]] | None = None,
+        outputs_info: Sequence[tuple[Any, tuple[int, ...]]] | None = None,  # noqa: ARG003  part of the interface
         **kwargs: Any,
     ) -> tuple[Any, ...]:
         """Run one node on arrays."""
@@ -53,12 +53,12 @@ class MnnpyBackend(Backend):
         arrays = [inputs[n] for n in node.input if n] if isinstance(inputs, dict) else [np.asarray(x) for x in inputs]
         names = [n for n in node.input if n]
         infos = [
-            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(np.asarray(a).dtype), np.shape(a))
+            onnx.helper.make_tensor_value_info(
+                n, onnx.helper.np_dtype_to_tensor_dtype(np.asarray(a).dtype), np.shape(a)
+            )
             for n, a in zip(names, arrays, strict=True)
         ]
-        graph = onnx.helper.make_graph(
-            [node], "node", infos, [onnx.ValueInfoProto(name=o) for o in node.output if o]
-        )
+        graph = onnx.helper.make_graph([node], "node", infos, [onnx.ValueInfoProto(name=o) for o in node.output if o])
         opset = kwargs.pop("opset_version", onnx.defs.onnx_opset_version())
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(node.domain, opset)])
         return cls.run_model(model, dict(zip(names, arrays, strict=True)), device, **kwargs)

@@ -71,4 +71,4 @@ class Options:
                 hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
                 raise TypeError(f"unknown option '{key}'{hint}")
         base = {f.name: getattr(options, f.name) for f in fields(cls)} if options else {}
-        return cls(**{**base, **keywords})  # type: ignore[arg-type]
+        return cls(**{**base, **keywords})

@@ -200,7 +200,10 @@ class Executable:
             fallback=context.options.fallback,
         )
         by_output = {n.outputs: a for n, a in zip(graph.nodes, chosen, strict=True)}
-        return [self._step(part, tuple(by_output[n.outputs] for n in part.graph.nodes)) for part in form_parts(graph, chosen)]
+        return [
+            self._step(part, tuple(by_output[n.outputs] for n in part.graph.nodes))
+            for part in form_parts(graph, chosen)
+        ]
 
     def _step(self, part: Part, assignments: tuple[Assignment, ...]) -> Step:
         inputs, outputs = part.graph.input_names, part.graph.output_names
@@ -255,5 +258,3 @@ def require_inputs(names: Sequence[str], missing: Sequence[str]) -> None:
     """Raise InputError for inputs that were not given."""
     if missing:
         raise InputError(f"missing input(s): {', '.join(missing)}; the model takes {', '.join(names)}")
-
-

@@ -173,9 +173,7 @@ def _cheap_sources(walk: _Walk, inputs: tuple[str, ...], op: OpDef) -> frozenset
     return total
 
 
-def _fold(
-    walk: _Walk, node: Node, op: OpDef, operands: list[Operand | None], types: tuple[Type | None, ...]
-) -> bool:
+def _fold(walk: _Walk, node: Node, op: OpDef, operands: list[Operand | None], types: tuple[Type | None, ...]) -> bool:
     """Evaluate the node now if everything it reads is known and the result stays small."""
     if node.op in ("Shape", "Size"):  # needs the type only
         if not (operands and operands[0] is not None and isinstance(operands[0].maybe_type, TensorType)):
@@ -183,11 +181,13 @@ def _fold(
         shape = tuple(int(d) for d in operands[0].shape)  # type: ignore[arg-type]
         dummy = np.broadcast_to(np.zeros((), np.int8), shape)
         values = evaluate(node.op, [dummy], node.attrs)
-    elif not op.foldable or op.op_class is OpClass.CONTROL or not operands:
-        return False
-    elif any(o is not None and o.value is None for o in operands):
-        return False
-    elif not _worth_folding(operands, types):
+    elif (
+        not op.foldable
+        or op.op_class is OpClass.CONTROL
+        or not operands
+        or any(o is not None and o.value is None for o in operands)
+        or not _worth_folding(operands, types)
+    ):
         return False
     else:
         try:

@@ -66,7 +66,8 @@ def assign(
                 chosen.append(Assignment(HOST, ""))
     if missing:
         raise UnsupportedOpError(
-            f"{len(missing)} node(s) are supported by none of the chosen backends:\n" + "\n".join(missing)
+            f"{len(missing)} node(s) are supported by none of the chosen backends:\n"
+            + "\n".join(missing)
             + "\nadd another backend to `backends=`, or pass fallback=True to run them on the reference backend"
         )
     return chosen

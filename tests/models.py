@@ -152,7 +152,9 @@ def transformer_block() -> tuple[onnx.ModelProto, Feeds]:
     y = n.op("Reshape", n.op("Transpose", n.op("MatMul", p, v), perm=[0, 2, 1, 3]), n.ints(0, -1, d))
     y = n.op("Add", x, n.op("Add", n.op("MatMul", y, n.w(d, d)), n.w(d)))
     z = n.op("Add", n.op("MatMul", norm(y), n.w(d, 4 * d)), n.w(4 * d))
-    z = n.op("Mul", n.op("Mul", z, n.op("Add", n.op("Erf", n.op("Div", z, n.const(2**0.5))), n.const(1.0))), n.const(0.5))
+    z = n.op(
+        "Mul", n.op("Mul", z, n.op("Add", n.op("Erf", n.op("Div", z, n.const(2**0.5))), n.const(1.0))), n.const(0.5)
+    )
     return n.finish(n.op("Add", y, n.op("Add", n.op("MatMul", z, n.w(4 * d, d)), n.w(d))))
 
 

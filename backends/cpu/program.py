@@ -165,7 +165,13 @@ def _arena(work: _Layouter, homes: Mapping[str, int]) -> tuple[dict[str, int], i
 
 
 def _share(
-    work: _Layouter, k: int, ins: Sequence[str], out: str, outside: set[str], homes: Mapping[str, int], shared: dict[str, str]
+    work: _Layouter,
+    k: int,
+    ins: Sequence[str],
+    out: str,
+    outside: set[str],
+    homes: Mapping[str, int],
+    shared: dict[str, str],
 ) -> None:
     """Let *out* take over the buffer of an operand of the same type that dies here."""
     want = work.type(out)

@@ -15,12 +15,10 @@ from mnnpy.graph.ir import Array, Graph, TensorType
 __all__ = ["CpuBackend", "CpuDevice"]
 
 #: Composites with kernels of their own; the native factory has the last word on dtypes and attributes.
-CLAIMS = frozenset(
-    {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "LSTM", "GRU", "RNN"}
-)
+CLAIMS = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "LSTM", "GRU", "RNN"})
 ATOMIC = frozenset(
-    {"Unary", "Binary", "Select", "Convert", "Reinterpret", "Reduce", "ArgReduce", "PrefixScan", "MatMul", "Convolution",
-     "Pool", "Raster", "Gather", "Scatter", "Sort", "Random"}
+    {"Unary", "Binary", "Select", "Convert", "Reinterpret", "Reduce", "ArgReduce", "PrefixScan", "MatMul",
+     "Convolution", "Pool", "Raster", "Gather", "Scatter", "Sort", "Random"}
 )  # fmt: skip
 #: Ops whose kernels compute in f32: half-precision operands are converted on the way in and out.
 WIDENED = frozenset({"MatMul", "Convolution", "Pool", "PrefixScan"})
@@ -43,14 +41,14 @@ class CpuBackend:
     def open(self, info: DeviceInfo, **options: Any) -> CpuDevice:
         if info.unavailable:
             raise BackendUnavailableError(
-                f"backend 'cpu' cannot be used: {info.unavailable}; reinstall mnnpy-engine, or in a checkout run `make setup`"
+                f"backend 'cpu' cannot be used: {info.unavailable}; reinstall mnnpy-engine, "
+                "or in a checkout run `make setup`"
             )
         return CpuDevice(info, **options)
 
 
 def _facts(native: Any) -> dict[str, Any]:
-    features = getattr(native, "features", None)
-    return {"features": features()} if callable(features) else {}
+    return {"features": native.cpu_features(), "threads": native.default_threads()}
 
 
 class CpuDevice:
@@ -150,7 +148,7 @@ def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
 
 
 def _bytes(t: TensorType) -> float:
-    return float(prod(t.shape or ()) * t.dtype.itemsize)  # type: ignore[operator]
+    return float(prod(t.shape or ()) * t.dtype.itemsize)  # type: ignore[arg-type]
 
 
 def _flops(view: NodeView) -> float:
@@ -163,5 +161,3 @@ def _flops(view: NodeView) -> float:
     if view.node.op == "Convolution" and view.inputs[1] is not None:
         return 2.0 * count * float(prod(view.inputs[1].shape[1:]))  # type: ignore[index,arg-type]
     return count
-
-

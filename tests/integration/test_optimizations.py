@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.models import MODELS
 
 import mnnpy
 from mnnpy.options import OPTIMIZATIONS
+from tests.models import MODELS
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -20,7 +20,8 @@ def truth(name: str) -> tuple[object, dict[str, np.ndarray], list[np.ndarray]]:
 
 def assert_close(got: list[np.ndarray], want: list[np.ndarray]) -> None:
     for g, w in zip(got, want, strict=True):
-        assert g.shape == w.shape and g.dtype == w.dtype
+        assert g.shape == w.shape
+        assert g.dtype == w.dtype
         np.testing.assert_allclose(g, w, rtol=0, atol=3e-5 * max(1e-3, float(np.abs(w).max(initial=0))))
 
 

@@ -55,7 +55,9 @@ class Writer:
         if expr.op == "ReduceMean":
             return True
         inner = [a for a in expr.args if isinstance(a, Call)]
-        return bool(inner) and all(self.is_reduced(a) for a in inner) and not any(isinstance(a, Wild) for a in expr.args)
+        return (
+            bool(inner) and all(self.is_reduced(a) for a in inner) and not any(isinstance(a, Wild) for a in expr.args)
+        )
 
     def call(self, op: str, inputs: list[str], shape: tuple[int, ...], attrs: dict[str, float] | None = None) -> str:
         name = f"v{len(self.nodes)}"

@@ -14,7 +14,9 @@ from mnnpy.errors import MnnpyError
 from mnnpy.graph.dims import SymDim
 from mnnpy.graph.ir import Graph, TensorType, Value
 
-CASES = [c for c in load_cases() if "_expanded" not in c.name and not c.name.startswith(("test_cast_", "test_castlike_"))]
+CASES = [
+    c for c in load_cases() if "_expanded" not in c.name and not c.name.startswith(("test_cast_", "test_castlike_"))
+]
 
 
 def check(graph: Graph, wanted: list[Any], sizes: dict[str, int]) -> int:
@@ -29,7 +31,9 @@ def check(graph: Graph, wanted: list[Any], sizes: dict[str, int]) -> int:
             text = str(dim)
             if isinstance(dim, SymDim) and ("?" in text or not all(n in sizes for n in names_in(text))):
                 continue
-            assert eval(text, {"max": max}, dict(sizes)) == size, f"{value} at {sizes} but the result has shape {want.shape}"
+            assert eval(text, {"max": max}, dict(sizes)) == size, (
+                f"{value} at {sizes} but the result has shape {want.shape}"
+            )
             compared += 1
     return compared
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.models import MODELS, Net
 
 import mnnpy
 from mnnpy.errors import BackendUnavailableError, InputError, MnnpyError
+from tests.models import MODELS, Net
 
 
 @pytest.fixture(params=["cpu", "reference"])

@@ -269,5 +269,3 @@ def _emit(group: _Group, types: Any) -> Node:
         attrs["saturate"] = int(convert.attrs.get("saturate", True))
         attrs["round_mode"] = str(convert.attrs.get("round_mode", "up"))
     return Node("Elementwise", tuple(inputs), last.outputs, attrs, last.name)
-
-

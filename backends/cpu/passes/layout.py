@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 
-
 from mnnpy.backends.cpu.passes.edit import Editor, channels_last, inverse, permuted
 from mnnpy.decompose.raster import Region, row_major
 from mnnpy.graph.dtypes import DType
@@ -56,9 +55,9 @@ class _Layout:
             self._elementwise(node)
         elif node.op == "Reduce" and self._has_twin(node.inputs[0]):
             self._reduce(node)
-        elif node.op in _ALONG_AXIS and self._has_twin(node.inputs[0]):
-            self._axis(node)
-        elif node.op == "Gather" and self._has_twin(node.inputs[0]) and len(self.edit.shape(node.inputs[1])) == 1:
+        elif (node.op in _ALONG_AXIS and self._has_twin(node.inputs[0])) or (
+            node.op == "Gather" and self._has_twin(node.inputs[0]) and len(self.edit.shape(node.inputs[1])) == 1
+        ):
             self._axis(node)
         else:
             if node.op == "Raster":
@@ -113,7 +112,7 @@ class _Layout:
         out, out_type = self._new_twin(node.outputs[0])
         attrs = {**node.attrs, "layout": "NHWC"}
         inputs = [x, *node.inputs[1:]]
-        for k, name in enumerate(inputs[1:], 1):
+        for name in inputs[1:]:
             if name:
                 self.plain(name, node.name)
         if len(edit.shape(x)) == 4:
@@ -130,10 +129,11 @@ class _Layout:
                 attrs[key] = (unit, *attrs[key])
         before, after = attrs["pads"]
         attrs["pads"] = (0, before, 0, after)
-        n, length, c = out_type.shape  # type: ignore[misc]
+        batch, width, channels = permuted(edit.shape(node.outputs[0]), channels_last(3))
         wide = edit.fresh(out)
-        edit.emit(Node(node.op, tuple(inputs), (wide,), attrs, node.name), [TensorType(out_type.dtype, (n, 1, length, c))])
-        self._define(node.outputs[0], edit.view(wide, (n, length, c), node.name))
+        wide_type = TensorType(out_type.dtype, (batch, 1, width, channels))
+        edit.emit(Node(node.op, tuple(inputs), (wide,), attrs, node.name), [wide_type])
+        self._define(node.outputs[0], edit.view(wide, (batch, width, channels), node.name))
 
     def _follow(self, node: Node) -> bool:
         """Whether most of what an element-wise node reads is (or would best be) channels-last."""
@@ -177,7 +177,8 @@ class _Layout:
         axes = tuple(sorted(perm.index(a) for a in node.attrs["axes"]))
         if node.attrs.get("keepdims", True):
             out, out_type = self._new_twin(node.outputs[0])
-            edit.emit(node.replace(inputs=(self.twins[name],), outputs=(out,), attrs={**node.attrs, "axes": axes}), [out_type])
+            attrs = {**node.attrs, "axes": axes}
+            edit.emit(node.replace(inputs=(self.twins[name],), outputs=(out,), attrs=attrs), [out_type])
             self._define(node.outputs[0], out)
         elif set(node.attrs["axes"]) == set(range(2, rank)) or 1 in node.attrs["axes"]:
             # What is left keeps its order: [N, C], or [N, spatial…] without C.
@@ -199,9 +200,7 @@ class _Layout:
 
     def _note_raster(self, node: Node) -> None:
         rank = len(self.edit.shape(node.outputs[0]))
-        if rank in (3, 4) and any(
-            self._leans(n) and len(self.edit.shape(n)) == rank for n in node.inputs
-        ):
+        if rank in (3, 4) and any(self._leans(n) and len(self.edit.shape(n)) == rank for n in node.inputs):
             self.prefers.add(node.outputs[0])
 
 
@@ -209,5 +208,3 @@ def permuted_safe(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """None where moving axis 1 last would move bytes (so the operand counts as staying), else the shape."""
     moved = [d for d in permuted(shape, channels_last(len(shape))) if d != 1] if len(shape) > 2 else list(shape)
     return shape if moved == [d for d in shape if d != 1] else None
-
-
