@@ -71,10 +71,12 @@ class Registry:
             return self._entries
 
     def get(self, name: str) -> Backend:
-        """The provider called *name*; raises BackendUnavailableError saying what is known, why it failed, what to do."""
+        """The provider called *name*; raises BackendUnavailableError with known names, reason, remedy."""
         entry = self._entry(name)
         if entry.provider is None:
-            raise BackendUnavailableError(f"backend '{name}' ({entry.source}) cannot be used: {entry.reason}; {entry.remedy}")
+            raise BackendUnavailableError(
+                f"backend '{name}' ({entry.source}) cannot be used: {entry.reason}; {entry.remedy}"
+            )
         return entry.provider
 
     def all(self) -> dict[str, Backend]:
@@ -124,7 +126,7 @@ class Registry:
     def _devices_of(entry: Entry, provider: Backend) -> list[DeviceInfo]:
         try:
             return list(provider.devices())
-        except Exception as error:  # noqa: BLE001  a plugin may raise anything
+        except Exception as error:
             reason = f"listing its devices failed: {type(error).__name__}: {error}; report this to {entry.source}"
             return [DeviceInfo(entry.name, entry.name, unavailable=reason)]
 
@@ -168,7 +170,7 @@ class Registry:
         try:
             made = entry.load()
             provider = made() if isinstance(made, type) else made
-        except Exception as error:  # noqa: BLE001  a plugin may raise anything
+        except Exception as error:
             entry.reason = f"loading {entry.target} failed: {type(error).__name__}: {error}"
             entry.remedy = (
                 "reinstall mnnpy-engine" if entry.source == "built-in" else f"upgrade or uninstall '{entry.source}'"
@@ -178,7 +180,9 @@ class Registry:
         if version != API_VERSION:
             entry.reason = f"it is written for plugin interface version {version}, this mnnpy has {API_VERSION}"
             older = isinstance(version, int) and version < API_VERSION
-            entry.remedy = f"upgrade '{entry.source}'" if older else "upgrade mnnpy-engine, or install a matching version"
+            entry.remedy = (
+                f"upgrade '{entry.source}'" if older else "upgrade mnnpy-engine, or install a matching version"
+            )
         elif not isinstance(provider, Backend):
             missing = [m for m in ("name", "devices", "open") if not hasattr(provider, m)]
             entry.reason = f"{entry.target} is no backend provider: it lacks {', '.join(missing)}"

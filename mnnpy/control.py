@@ -54,7 +54,7 @@ def _loop(node: Node, bodies: Mapping[str, Executable], args: list[Any]) -> list
     step = 0
     while going and (trip is None or step < trip):
         condition, *results = body.run([np.asarray(step, np.int64), np.asarray(True), *carried, *captures])
-        going = _truth(condition, "the body's condition")
+        going = args[1] is None or _truth(condition, "the body's condition")  # ONNX Loop, table of modes
         carried = results[: len(carried)]
         for scan, value in zip(scans, results[len(carried) :], strict=True):
             scan.append(value)

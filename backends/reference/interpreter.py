@@ -110,7 +110,8 @@ class Interpreter:
                 continue
             if k >= len(results):
                 raise BackendError(
-                    f"node '{step.node.label}' ({step.op.name}) has {len(results)} outputs, {len(step.node.outputs)} are used"
+                    f"node '{step.node.label}' ({step.op.name}) has {len(results)} outputs, "
+                    f"{len(step.node.outputs)} are used"
                 )
             value = results[k]
             values[name] = np.asarray(value) if isinstance(value, np.generic) else value

@@ -18,7 +18,7 @@ __all__ = ["ReferenceBackend", "ReferenceDevice", "ReferenceProgram"]
 
 
 class ReferenceBackend:
-    """Provider of two devices: ``numpy`` takes every op whole; ``atomic`` only atomic ops, which proves decomposition."""
+    """Provider of two devices: ``numpy`` takes every op whole; ``atomic`` only atomic ops (a proof of rules)."""
 
     api_version = API_VERSION
     name = "reference"

@@ -165,11 +165,16 @@ def rotary_embedding(
         raise ShapeError(f"X has shape {X.shape}; RotaryEmbedding takes rank 3 or 4")
     rotated = rotary_embedding_dim or size
     if isinstance(rotated, int) and (rotated % 2 or (isinstance(size, int) and rotated > size)):
-        raise ShapeError(f"{rotated} rotated elements of a head of size {size}: must be even and not more than the head")
+        raise ShapeError(
+            f"{rotated} rotated elements of a head of size {size}: must be even and not more than the head"
+        )
     rank = 3 if position_ids is None else 2
     for name, cache in (("cos_cache", cos_cache), ("sin_cache", sin_cache)):
         if cache.rank != rank:
-            raise ShapeError(f"{name} has shape {cache.shape}; it takes rank {rank} {'without' if rank == 3 else 'with'} position_ids")
+            raise ShapeError(
+                f"{name} has shape {cache.shape}; rank {rank} is needed "
+                f"{'without' if rank == 3 else 'with'} position_ids"
+            )
         if _differ(cache.shape[-1], rotated // 2):
             raise ShapeError(f"{name} has {cache.shape[-1]} columns, {rotated // 2} are needed")
     return X.type
@@ -216,7 +221,9 @@ def linear_attention(
     if _differ(query.shape[2] // q_num_heads, d_k):
         raise ShapeError(f"head sizes of query and key differ: {query.shape[2] // q_num_heads} against {d_k}")
     state = past_state.dtype if past_state is not None else query.dtype
-    return TensorType(query.dtype, (batch, steps, d_v * q_num_heads)), TensorType(state, (batch, kv_num_heads, d_k, d_v))
+    return TensorType(query.dtype, (batch, steps, d_v * q_num_heads)), TensorType(
+        state, (batch, kv_num_heads, d_k, d_v)
+    )
 
 
 @op("CausalConvWithState", OpClass.COMPOSITE)

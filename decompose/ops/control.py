@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,8 @@ def infer_graph(graph: Graph, operands: Sequence[Operand | None]) -> list[Operan
     for value in graph.inputs:
         known.setdefault(value.name, Operand(value.type, None, value.name))
     for node in graph.nodes:
-        for name, operand in zip(node.outputs, _visit(graph, node, known), strict=False):
-            if name:
-                known[name] = operand
+        known.update(zip(node.outputs, _visit(graph, node, known), strict=False))
+    known.pop("", None)
     return [
         Operand(known[v.name].maybe_type or v.type, known[v.name].value, v.name) if v.name in known else Operand(v.type)
         for v in graph.outputs
@@ -53,8 +53,8 @@ def _visit(graph: Graph, node: Node, known: Mapping[str, Operand]) -> list[Opera
     made = []
     for k, name in enumerate(node.outputs):
         value = values[k] if values is not None and k < len(values) else None
-        type = types[k] if types[k] is not None else graph.types.get(name)
-        made.append(operand_of(value, name) if isinstance(value, np.ndarray) else Operand(type, None, name))
+        known_type = types[k] if types[k] is not None else graph.types.get(name)
+        made.append(operand_of(value, name) if isinstance(value, np.ndarray) else Operand(known_type, None, name))
     return made
 
 
@@ -68,10 +68,12 @@ def _fold(node: Node, args: Sequence[Operand | None], types: Sequence[Type | Non
     if not found.foldable or found.op_class is OpClass.CONTROL or not args or found.reference is None:
         return None
     small = all(a is None or (a.value is not None and a.value.size <= _VALUE_LIMIT) for a in args)
-    fits = all(
-        isinstance(t, TensorType) and t.is_static and int(np.prod(t.shape, dtype=object)) <= _VALUE_LIMIT for t in types
-    )
+    fits = all(isinstance(t, TensorType) and t.is_static and _count(t) <= _VALUE_LIMIT for t in types)
     return _evaluate(node, [a and a.value for a in args]) if small and fits else None
+
+
+def _count(t: TensorType) -> int:
+    return prod(d for d in t.shape or () if isinstance(d, int))
 
 
 def _evaluate(node: Node, values: list[Any]) -> tuple[Any, ...] | None:
@@ -92,7 +94,9 @@ def merge_types(a: Type | None, b: Type | None) -> Type | None:
             raise ShapeError(f"types {a} and {b} of the same value have different element types")
         if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
             return TensorType(a.dtype, None)
-        return TensorType(a.dtype, tuple(x if x == y else data_dim("merge") for x, y in zip(a.shape, b.shape, strict=True)))
+        return TensorType(
+            a.dtype, tuple(x if x == y else data_dim("merge") for x, y in zip(a.shape, b.shape, strict=True))
+        )
     if isinstance(a, SequenceType) and isinstance(b, SequenceType):
         elem = merge_types(a.elem, b.elem)
         return SequenceType(elem) if elem is not None else None
@@ -144,7 +148,9 @@ def loop(
     n_carried = len(values) - captures
     n_scans = len(body.outputs) - 1 - n_carried
     if n_carried < 0 or n_scans < 0:
-        raise ShapeError(f"body '{body.name}' has {len(body.outputs)} outputs for {n_carried} carried values and a condition")
+        raise ShapeError(
+            f"body '{body.name}' has {len(body.outputs)} outputs for {n_carried} carried values and a condition"
+        )
     first = Operand(_SCALAR_I64, None, "iteration")
     going = Operand(cond.maybe_type if cond is not None else _SCALAR_BOOL, None, "condition")
     carried = [None if v is None else v.maybe_type for v in values[:n_carried]]
@@ -222,7 +228,8 @@ def scan(
     n_scans = len(body.outputs) - n_states
     if n_states < 0 or n_scans < 0 or num_scan_inputs < 1:
         raise ShapeError(
-            f"{len(values)} inputs with num_scan_inputs={num_scan_inputs} and {len(body.outputs)} body outputs do not fit"
+            f"{len(values)} inputs with num_scan_inputs={num_scan_inputs} and {len(body.outputs)} "
+            "body outputs do not fit"
         )
     for name, given, want in (
         ("scan_input_axes", scan_input_axes, num_scan_inputs),

@@ -127,7 +127,9 @@ def imputer(
     numeric(x)
     values: Sequence[object] | None = imputed_value_floats if x.dtype.is_float else imputed_value_int64s
     if not values:
-        raise ShapeError(f"{'imputed_value_floats' if x.dtype.is_float else 'imputed_value_int64s'} must be given for {x.dtype}")
+        raise ShapeError(
+            f"{'imputed_value_floats' if x.dtype.is_float else 'imputed_value_int64s'} must be given for {x.dtype}"
+        )
     per_feature(x, values, "imputed values")
     return x.type
 
@@ -152,7 +154,10 @@ def label_encoder(
     """Map every element through parallel lists of keys and values."""
     one_of(keys_floats=keys_floats, keys_int64s=keys_int64s, keys_strings=keys_strings, keys_tensor=keys_tensor)
     name = one_of(
-        values_floats=values_floats, values_int64s=values_int64s, values_strings=values_strings, values_tensor=values_tensor
+        values_floats=values_floats,
+        values_int64s=values_int64s,
+        values_strings=values_strings,
+        values_tensor=values_tensor,
     )
     if values_tensor is not None:
         return TensorType(tensor_type_of(values_tensor).dtype, x.shape)
@@ -187,7 +192,9 @@ def one_hot_encoder(
 
 
 @op("ml.Scaler", OpClass.COMPOSITE)
-def scaler(x: Operand, *, offset: tuple[float, ...] | None = None, scale: tuple[float, ...] | None = None) -> TensorType:
+def scaler(
+    x: Operand, *, offset: tuple[float, ...] | None = None, scale: tuple[float, ...] | None = None
+) -> TensorType:
     """``(x − offset) · scale`` per feature; f32."""
     numeric(x)
     per_feature(x, offset or (0.0,), "offset")

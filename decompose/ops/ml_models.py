@@ -84,7 +84,9 @@ def svm_regressor(
     _choice(post_transform, POST_TRANSFORMS, "post_transform")
     n, features = rows_and_columns(x)
     if n_supports and isinstance(features, int) and len(support_vectors or ()) != n_supports * features:
-        raise ShapeError(f"{len(support_vectors or ())} numbers for {n_supports} support vectors of {features} features")
+        raise ShapeError(
+            f"{len(support_vectors or ())} numbers for {n_supports} support vectors of {features} features"
+        )
     return TensorType(DType.F32, (n, 1))
 
 
@@ -143,7 +145,15 @@ def tree_ensemble(
         raise ShapeError(f"the input is {x.type}; a floating [N, F] is needed")
     if not 0 <= aggregate_function < 4 or not 0 <= post_transform < 5:
         raise ShapeError(f"aggregate_function {aggregate_function} or post_transform {post_transform} is out of range")
-    columns = (nodes_falseleafs, nodes_falsenodeids, nodes_featureids, nodes_modes, nodes_splits, nodes_trueleafs, nodes_truenodeids)
+    columns = (
+        nodes_falseleafs,
+        nodes_falsenodeids,
+        nodes_featureids,
+        nodes_modes,
+        nodes_splits,
+        nodes_trueleafs,
+        nodes_truenodeids,
+    )
     if len({len(c) for c in columns}) != 1:
         raise ShapeError(f"attributes nodes_… have different lengths {sorted({len(c) for c in columns})}")
     if len(leaf_targetids) != len(leaf_weights):

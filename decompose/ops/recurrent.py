@@ -94,7 +94,7 @@ def _types(
     direction: str,
     layout: int,
     hidden_size: int | None,
-    extra: Sequence[tuple[str, Operand | None, tuple[Dim, ...]]],
+    extra: Sequence[tuple[str, Operand | None, tuple[str, ...]]],
 ) -> tuple[TensorType, TensorType]:
     gates, count = _GATES[name], direction_count(direction)
     for what, x in (("X", X), ("W", W), ("R", R)):
@@ -106,31 +106,27 @@ def _types(
     hidden = R.shape[2]
     if hidden_size is not None and _known(hidden) and hidden != hidden_size:
         raise ShapeError(f"hidden_size is {hidden_size}, but R {R.shape} has hidden size {hidden}")
-    for what, x, want in (
+    named: list[tuple[str, Operand | None, tuple[Dim, ...]]] = [
         ("W", W, (count, hidden * gates, size)),
         ("R", R, (count, hidden * gates, hidden)),
         *((w, o, _resolve(s, {"B": batch, "D": count, "H": hidden}, layout)) for w, o, s in extra),
-    ):
-        if x is None or x.maybe_type is None:
+    ]
+    for what, operand, want in named:
+        if operand is None or operand.maybe_type is None:
             continue
-        if x.rank != len(want) or any(_known(a, b) and a != b for a, b in zip(x.shape, want, strict=True)):
-            raise ShapeError(f"{what} has shape {x.shape}; this {direction} {name} takes {want}")
+        shape = operand.shape
+        if len(shape) != len(want) or any(_known(a, b) and a != b for a, b in zip(shape, want, strict=True)):
+            raise ShapeError(f"{what} has shape {shape}; this {direction} {name} takes {want}")
     if layout:
         return TensorType(X.dtype, (batch, steps, count, hidden)), TensorType(X.dtype, (batch, count, hidden))
     return TensorType(X.dtype, (steps, count, batch, hidden)), TensorType(X.dtype, (count, batch, hidden))
 
 
-def _resolve(shape: tuple[Dim | str, ...], dims: dict[str, Dim], layout: int) -> tuple[Dim, ...]:
+def _resolve(shape: tuple[str, ...], dims: dict[str, Dim], layout: int) -> tuple[Dim, ...]:
+    """Sizes of named dims: ``"H"``, ``"8H"`` (a multiple), or ``"state"`` for the layout of an initial state."""
     if shape == ("state",):
-        names: tuple[Dim | str, ...] = ("B", "D", "H") if layout else ("D", "B", "H")
-        return tuple(dims[str(n)] for n in names)
-    out: list[Dim] = []
-    for s in shape:
-        if isinstance(s, str) and s.endswith("H") and len(s) > 1:
-            out.append(dims["H"] * int(s[:-1]))
-        else:
-            out.append(dims[s] if isinstance(s, str) else s)
-    return tuple(out)
+        shape = ("B", "D", "H") if layout else ("D", "B", "H")
+    return tuple(dims[s] if s in dims else dims["H"] * int(s[:-1]) for s in shape)
 
 
 @op("LSTM", OpClass.COMPOSITE)

@@ -12,9 +12,9 @@ from mnnpy.graph.ir import TensorType
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """*pattern* of RE2 for Python: character classes are those of ASCII, ``\\z`` ends the text.
+    r"""*pattern* of RE2 for Python: character classes are those of ASCII, ``\z`` ends the text.
 
-    Raises ShapeError for what Python cannot express (``\\pN``, ``\\C``).
+    Raises ShapeError for what Python cannot express (``\pN``, ``\C``).
     """
     try:
         return re.compile(re.sub(r"((?:^|[^\\])(?:\\\\)*)\\z", r"\1\\Z", pattern), re.ASCII)
@@ -57,7 +57,9 @@ def string_normalizer(
 
 
 @op("StringSplit", OpClass.HOST)
-def string_split(x: Operand, *, delimiter: str | None = None, maxsplit: int | None = None) -> tuple[TensorType, TensorType]:
+def string_split(
+    x: Operand, *, delimiter: str | None = None, maxsplit: int | None = None
+) -> tuple[TensorType, TensorType]:
     """Substrings along a new last axis (filled up with empty strings), and how many there are."""
     _strings(x)
     return TensorType(DType.STRING, (*x.shape, data_dim("parts"))), TensorType(DType.I64, x.shape)
@@ -91,7 +93,9 @@ def tf_idf_vectorizer(
     if (pool_int64s is None) == (pool_strings is None):
         raise ShapeError("exactly one of pool_int64s and pool_strings must be given")
     if (pool_strings is not None) != (x.dtype is DType.STRING):
-        raise ShapeError(f"the input is {x.dtype}, the pool holds {'strings' if pool_strings is not None else 'integers'}")
+        raise ShapeError(
+            f"the input is {x.dtype}, the pool holds {'strings' if pool_strings is not None else 'integers'}"
+        )
     if not 1 <= min_gram_length <= max_gram_length or max_gram_length > len(ngram_counts) or max_skip_count < 0:
         raise ShapeError(
             f"gram lengths {min_gram_length} to {max_gram_length} with {len(ngram_counts)} ngram_counts and "

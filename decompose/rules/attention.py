@@ -146,9 +146,7 @@ def attention(
     raw = _scores(g, q, k, dims, 1 / math.sqrt(head_size) if scale is None else scale)
     capped = g.mul(g.unary("Tanh", g.mul(raw, 1 / softcap)), softcap) if softcap else raw
     past = int(h.past)  # type: ignore[arg-type]
-    allowed = _allowed(
-        g, steps, total, past, nonpad_kv_seqlen, is_causal, left_window_size, right_window_size
-    )
+    allowed = _allowed(g, steps, total, past, nonpad_kv_seqlen, is_causal, left_window_size, right_window_size)
     biased, any_key = _mask(g, capped, attn_mask, allowed, total)
     p = _softmax(g, biased, maybe_element_type(softmax_precision))
     if any_key is not None and qk_matmul_output_mode == 3:

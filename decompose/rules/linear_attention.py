@@ -77,6 +77,11 @@ def linear_attention(
     return g.cast(y, query.dtype), g.cast(state, (past_state or query).dtype)
 
 
+def _cut(g: Builder, x: Var, axis: int, start: int, stop: int) -> Var:
+    """Steps *start* to *stop* along *axis*."""
+    return x if (start, stop) == (0, x.shape[axis]) else g.slice(x, axis, start, stop)
+
+
 def _steps(p: _Problem) -> tuple[Var, Var]:
     """The recurrence itself, unrolled."""
     g = p.g
@@ -85,17 +90,16 @@ def _steps(p: _Problem) -> tuple[Var, Var]:
     fade = g.unary("Exp", p.decay) if p.decay is not None else None
     outputs = []
     for t in range(steps):
-        at = lambda x, t=t: g.slice(x, 2, t, t + 1) if steps > 1 else x  # noqa: E731
-        key = at(p.k)
+        key = _cut(g, p.k, 2, t, t + 1)
         if fade is not None:
-            f = at(fade)
+            f = _cut(g, fade, 2, t, t + 1)
             state = g.mul(state, g.reshape(f, (b, h, f.shape[3], 1)))
-        new = at(p.v)  # [B, H, 1, dv]
+        new = _cut(g, p.v, 2, t, t + 1)  # [B, H, 1, dv]
         if p.beta is not None:
-            new = g.mul(at(p.beta), g.sub(new, g.matmul(key, state)))
+            new = g.mul(_cut(g, p.beta, 2, t, t + 1), g.sub(new, g.matmul(key, state)))
         state = g.add(state, g.mul(g.reshape(key, (b, h, d_k, 1)), new))
-        q = g.slice(p.q, 3, t, t + 1) if steps > 1 else p.q
-        outputs.append(g.reshape(g.matmul(g.reshape(q, (b, h, group, d_k)), state), (b, h, group, 1, d_v)))
+        q = g.reshape(_cut(g, p.q, 3, t, t + 1), (b, h, group, d_k))
+        outputs.append(g.reshape(g.matmul(q, state), (b, h, group, 1, d_v)))
     if not outputs:
         return g.const(np.zeros((b, h, group, 0, d_v), np.float32)), state
     return (outputs[0] if steps == 1 else g.concat(outputs, 3)), state
@@ -108,16 +112,15 @@ def _chunks(p: _Problem, size: int) -> tuple[Var, Var]:
     for start in range(0, steps, size):
         stop = min(start + size, steps)
         n = stop - start
-        cut = lambda x, axis, a=start, z=stop: g.slice(x, axis, a, z) if steps > size else x  # noqa: E731
-        q = g.reshape(cut(p.q, 3), (b, h, group * n, d_k))
-        k, v = cut(p.k, 2), cut(p.v, 2)
+        q = g.reshape(_cut(g, p.q, 3, start, stop), (b, h, group * n, d_k))
+        k, v = _cut(g, p.k, 2, start, stop), _cut(g, p.v, 2, start, stop)
         seen = np.tril(np.ones((n, n), np.bool_))
         inner = g.reshape(g.matmul(q, g.transpose(k, (0, 1, 3, 2))), (b, h, group, n, n))
         outer = g.reshape(g.matmul(q, state), (b, h, group, n, d_v))
         if p.decay is None:
             inner = g.mul(inner, g.const(seen, np.float32))
         else:
-            total = g.op("PrefixScan", cut(p.decay, 2), fn="Sum", axis=2)  # [B, H, n, 1]
+            total = g.op("PrefixScan", _cut(g, p.decay, 2, start, stop), fn="Sum", axis=2)  # [B, H, n, 1]
             between = g.sub(total, g.reshape(total, (b, h, 1, n)))
             weight = g.unary("Exp", g.select(g.const(seen), between, -math.inf))
             inner = g.mul(inner, g.reshape(weight, (b, h, 1, n, n)))

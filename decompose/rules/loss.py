@@ -9,9 +9,7 @@ from mnnpy.decompose.registry import rule
 from mnnpy.decompose.rules.helpers import to_float
 
 
-def _loss(
-    g: Builder, log_p: Var, target: Var, weight: Var | None, ignore_index: int | None, reduction: str
-) -> Var:
+def _loss(g: Builder, log_p: Var, target: Var, weight: Var | None, ignore_index: int | None, reduction: str) -> Var:
     classes, rest = log_p.shape[1], (1,) * (log_p.rank - 2)
     if ignore_index is not None:  # −1 is no class: nothing is picked, no weight counts
         target = g.select(g.binary("Equal", target, ignore_index), g.const(-1, target.dtype), target)

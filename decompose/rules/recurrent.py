@@ -72,7 +72,9 @@ class _Unroll:
         times = [[self.steps - 1 - s if b else s for b in self.backwards] for s in range(self.steps)]
         shape = (self.steps, len(self.backwards), 1, 1)
         inside = g.binary(
-            "Less", g.const(np.asarray(times).reshape(shape), self.lengths.dtype), g.reshape(self.lengths, (self.batch, 1))
+            "Less",
+            g.const(np.asarray(times).reshape(shape), self.lengths.dtype),
+            g.reshape(self.lengths, (self.batch, 1)),
         )
         return [g.reshape(g.slice(inside, 0, s, s + 1), (*self.lead, self.batch, 1)) for s in range(self.steps)]
 
@@ -131,7 +133,9 @@ class _Network:
     layout: int
     sets: list[tuple[Activation, ...]]
 
-    def solve(self, make_cell: Callable[[_Unroll, slice, tuple[Activation, ...]], Cell], folded_bias: int) -> tuple[Var, ...]:
+    def solve(
+        self, make_cell: Callable[[_Unroll, slice, tuple[Activation, ...]], Cell], folded_bias: int
+    ) -> tuple[Var, ...]:
         """Y and the final states. *folded_bias*: how many leading gates take their recurrence bias from the input."""
         g, dtype = self.g, self.X.dtype
         x = to_float(g, self.X)
@@ -210,7 +214,8 @@ class _Network:
             step, per_direction, per_row, _ = row_major(out)
         if steps == 0:
             return g.const(np.zeros(out), self._computed)
-        origins, regions = [], []
+        origins: list[Var] = []
+        regions: list[Region] = []
         for span, outputs in zip(groups, sequences, strict=True):
             for s, h in enumerate(outputs):
                 for k, d in enumerate(range(count)[span]):

@@ -20,6 +20,11 @@ def _later(g: Builder, T: Var) -> Var:
     return g.binary("Greater", g.reshape(T, ()), 0)
 
 
+def _grown(g: Builder, base: float, t: Var) -> Var:
+    """``1 − base^t``."""
+    return g.sub(g.const(1, t.dtype), g.binary("Pow", g.const(base, t.dtype), t))
+
+
 @rule("training.Adagrad")
 def adagrad(
     g: Builder,
@@ -63,8 +68,7 @@ def adam(
         v = g.add(g.mul(v, alpha), g.mul(slope, 1 - alpha))
         h = g.add(g.mul(h, beta), g.mul(g.unary("Square", slope), 1 - beta))
         rate, t = _scalar(g, R, x), _scalar(g, T, x)
-        power = lambda base: g.sub(g.const(1, x.dtype), g.binary("Pow", g.const(base, x.dtype), t))  # noqa: B023, E731
-        adjusted = g.div(g.mul(rate, g.unary("Sqrt", power(beta))), power(alpha))
+        adjusted = g.div(g.mul(rate, g.unary("Sqrt", _grown(g, beta, t))), _grown(g, alpha, t))
         rate = g.select(_later(g, T), adjusted, rate)
         x = g.sub(x, g.div(g.mul(v, rate), g.add(g.unary("Sqrt", h), epsilon)))
         new_x.append(g.mul(x, 1 - norm_coefficient_post) if norm_coefficient_post else x)

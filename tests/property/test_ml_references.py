@@ -14,7 +14,9 @@ from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import MapType, SequenceType, TensorType
 
 
-def against_runtime(name: str, inputs: list[Any], attrs: dict[str, Any], outputs: int = 1, tolerance: float = 1e-5) -> None:
+def against_runtime(
+    name: str, inputs: list[Any], attrs: dict[str, Any], outputs: int = 1, tolerance: float = 1e-5
+) -> None:
     """Compare a reference and its shape function with ONNX Runtime."""
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
@@ -58,7 +60,12 @@ def numbers(n: int, seed: int = 1) -> tuple[float, ...]:
 def test_linear_regressor(post: str, targets: int) -> None:
     if targets == 1 and post != "NONE":
         pytest.skip("ONNX Runtime treats one target as a class here")
-    attrs = {"coefficients": numbers(3 * targets), "intercepts": numbers(targets, 2), "targets": targets, "post_transform": post}
+    attrs = {
+        "coefficients": numbers(3 * targets),
+        "intercepts": numbers(targets, 2),
+        "targets": targets,
+        "post_transform": post,
+    }
     against_runtime("ml.LinearRegressor", [rows()], attrs)
 
 
@@ -168,7 +175,7 @@ def test_tree_ensemble_classifier(post: str, kind: str, base: bool) -> None:
 
 def test_tree_ensemble_with_two_voted_classes_takes_the_top_one() -> None:
     attrs = {
-        "nodes_treeids": (0, 0, 0), "nodes_nodeids": (0, 1, 2), "nodes_featureids": (0, 0, 0), "nodes_values": (0.0,) * 3,
+        "nodes_treeids": (0,) * 3, "nodes_nodeids": (0, 1, 2), "nodes_featureids": (0,) * 3, "nodes_values": (0.0,) * 3,
         "nodes_modes": ("BRANCH_LEQ", "LEAF", "LEAF"), "nodes_truenodeids": (1, 0, 0), "nodes_falsenodeids": (2, 0, 0),
         "class_treeids": (0,) * 4, "class_nodeids": (1, 1, 2, 2), "class_ids": (0, 1, 0, 1),
         "class_weights": (0.75, 0.25, 0.125, 0.875), "classlabels_int64s": (5, 6),
@@ -202,7 +209,9 @@ def test_feature_vectorizer() -> None:
 
 
 def test_feature_vectorizer_cuts_and_fills() -> None:
-    (y,) = evaluate("ml.FeatureVectorizer", [np.ones((1, 2), np.float32), np.ones(3, np.int64)], {"inputdimensions": (3, 1)})
+    (y,) = evaluate(
+        "ml.FeatureVectorizer", [np.ones((1, 2), np.float32), np.ones(3, np.int64)], {"inputdimensions": (3, 1)}
+    )
     assert y.tolist() == [[1, 1, 0, 1]]
     assert y.dtype == np.float32
 
@@ -239,7 +248,12 @@ def test_maps() -> None:
     assert y.tolist() == [[1, 0, 0, 0]]
     (y,) = evaluate("ml.DictVectorizer", [{"a": 4, "c": 8}], {"string_vocabulary": ("a", "c", "b", "z")})
     assert y.tolist() == [[4, 8, 0, 0]]
-    (t,) = infer("ml.DictVectorizer", [Operand(MapType(DType.STRING, TensorType(DType.F32, ())))], {"string_vocabulary": ("a",)}, 1)
+    (t,) = infer(
+        "ml.DictVectorizer",
+        [Operand(MapType(DType.STRING, TensorType(DType.F32, ())))],
+        {"string_vocabulary": ("a",)},
+        1,
+    )
     assert t == TensorType(DType.F32, (1, 1))
 
 

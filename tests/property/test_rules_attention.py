@@ -98,12 +98,17 @@ def test_linear_attention(data: st.DataObject) -> None:
     r = np.random.default_rng(draw(st.integers(0, 99)))
     b, h, group, steps, d_k, d_v = (draw(st.integers(1, n)) for n in (2, 2, 2, 7, 3, 3))
     update = draw(st.sampled_from(["linear", "gated", "delta", "gated_delta"]))
-    xs: list[Any] = [uniform(r, b, steps, h * group * d_k), uniform(r, b, steps, h * d_k), uniform(r, b, steps, h * d_v)]
+    xs: list[Any] = [
+        uniform(r, b, steps, h * group * d_k),
+        uniform(r, b, steps, h * d_k),
+        uniform(r, b, steps, h * d_v),
+    ]
     xs.append(uniform(r, b, h, d_k, d_v) if draw(st.booleans()) else None)
     per_key = draw(st.booleans())
     xs.append(-3 * abs(uniform(r, b, steps, h * (d_k if per_key else 1))) if "gated" in update else None)
     xs.append(abs(uniform(r, b, steps, draw(st.sampled_from([1, h])))) if "delta" in update else None)
-    attrs = {"q_num_heads": h * group, "kv_num_heads": h, "update_rule": update, "chunk_size": draw(st.sampled_from([2, 3, 64])),
+    attrs = {"q_num_heads": h * group, "kv_num_heads": h, "update_rule": update,
+             "chunk_size": draw(st.sampled_from([2, 3, 64])),
              "scale": draw(st.sampled_from([0.0, 0.5]))}  # fmt: skip
     check_rule("LinearAttention", xs, attrs, outputs=2, rtol=1e-4, atol=1e-5)
 

@@ -29,9 +29,9 @@ def test_ml_rules(dtype: Any) -> None:
     check_rule("ml.Scaler", [x], {"scale": (2.0,)})
     for norm in ("MAX", "L1", "L2"):
         check_rule("ml.Normalizer", [x], {"norm": norm})
+    linear = {"coefficients": tuple(np.arange(6) / 8), "intercepts": (1.0, 2.0), "targets": 2}
     for post in ("NONE", "LOGISTIC", "SOFTMAX"):
-        check_rule("ml.LinearRegressor", [x], {"coefficients": tuple(np.arange(6) / 8), "intercepts": (1.0, 2.0), "targets": 2,
-                                               "post_transform": post}, rtol=1e-4)  # fmt: skip
+        check_rule("ml.LinearRegressor", [x], linear | {"post_transform": post}, rtol=1e-4)
     check_rule("ml.ArrayFeatureExtractor", [x, np.asarray([[2, 0]])])
     check_rule("ml.ArrayFeatureExtractor", [x[0], np.asarray([1])])
     check_rule("ml.FeatureVectorizer", [x, x[:, :1]], {"inputdimensions": (2, 3)})
@@ -55,7 +55,9 @@ def test_optimisers(t: int, dtype: Any, norm: float) -> None:
     same = {"norm_coefficient": norm}
     common: dict[str, Any] = {"rtol": tolerance, "atol": tolerance}
     check_rule("training.Adagrad", [rate, step, *a[:6]], {**same, "decay_factor": 0.1}, outputs=4, **common)
-    check_rule("training.Adam", [rate, step, *a], {**same, "norm_coefficient_post": 0.1}, outputs=6, rtol=1e-4, atol=1e-4)
+    check_rule(
+        "training.Adam", [rate, step, *a], {**same, "norm_coefficient_post": 0.1}, outputs=6, rtol=1e-4, atol=1e-4
+    )
     for mode in ("standard", "nesterov"):
         attrs = {**same, "alpha": 0.9, "beta": 0.5, "mode": mode}
         check_rule("training.Momentum", [rate, step, *a[:6]], attrs, outputs=4, **common)
@@ -68,7 +70,7 @@ def test_optimiser_errors() -> None:
 
 
 def test_gradient_says_why_it_does_not_run() -> None:
-    with pytest.raises(UnsupportedOpError, match="differentiates the graph around it.*export the backward pass"):
+    with pytest.raises(UnsupportedOpError, match=r"differentiates the graph around it.*export the backward pass"):
         infer("training.Gradient", [], {"xs": ("x",), "y": "y"}, 1)
 
 

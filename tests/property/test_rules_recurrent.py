@@ -23,8 +23,8 @@ ACTIVATIONS = (
 
 
 def operands(
-    name: str, steps: int = 3, batch: int = 2, size: int = 3, hidden: int = 2, direction: str = "forward", layout: int = 0,
-    optional: str = "BshcP", dtype: Any = np.float32, seed: int = 0,
+    name: str, steps: int = 3, batch: int = 2, size: int = 3, hidden: int = 2, direction: str = "forward",
+    layout: int = 0, optional: str = "BshcP", dtype: Any = np.float32, seed: int = 0,
 ) -> list[Any]:  # fmt: skip
     """Random operands; *optional* names those that are present: B, s(equence_lens), h, c, P."""
     r = np.random.default_rng(seed)
@@ -123,7 +123,11 @@ def test_reference_against_onnxruntime(name: str, direction: str, clip: float | 
 
 def test_parameters_go_to_the_functions_that_take_them() -> None:
     (a,) = activation_sets("LSTM", "forward", ("Sigmoid", "LeakyRelu", "HardSigmoid"), (0.5, 0.25), (0.75,))
-    assert [(x.fn, x.alpha, x.beta) for x in a] == [("Sigmoid", 0, 0), ("LeakyRelu", 0.5, 0), ("HardSigmoid", 0.25, 0.75)]
+    assert [(x.fn, x.alpha, x.beta) for x in a] == [
+        ("Sigmoid", 0, 0),
+        ("LeakyRelu", 0.5, 0),
+        ("HardSigmoid", 0.25, 0.75),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def point(name: str, value: str) -> EntryPoint:
 
 
 def test_built_ins_without_installation() -> None:
-    found = Registry(lambda: [])
+    found = Registry(list)
     assert list(found.entries()) == sorted(BUILT_IN)
     assert isinstance(found.get("reference"), Backend)
     assert isinstance(found.get("null"), Backend)
@@ -78,7 +78,7 @@ def test_broken_plugin_keeps_its_reason_and_spares_the_others() -> None:
     found = Registry(lambda: [point("broken", "no_such_module_anywhere:Backend")])
     assert list(found.all()) == [n for n in sorted(BUILT_IN) if found.entries()[n].provider is not None]
     assert "reference" in found.all()
-    with pytest.raises(BackendUnavailableError, match="No module named 'no_such_module_anywhere'.*uninstall"):
+    with pytest.raises(BackendUnavailableError, match=r"No module named 'no_such_module_anywhere'.*uninstall"):
         found.get("broken")
     (device,) = [d for d in found.devices() if d.backend == "broken"]
     assert not device.available
@@ -97,7 +97,9 @@ def test_plugin_that_raises_while_listing_devices(plugins: types.ModuleType) -> 
         found.open("acme")
 
 
-@pytest.mark.parametrize("version, remedy", [(API_VERSION - 1, "upgrade 'an unnamed"), (99, "upgrade mnnpy-engine"), (None, "mnnpy")])
+@pytest.mark.parametrize(
+    "version, remedy", [(API_VERSION - 1, "upgrade 'an unnamed"), (99, "upgrade mnnpy-engine"), (None, "mnnpy")]
+)
 def test_wrong_api_version(plugins: types.ModuleType, version: int | None, remedy: str) -> None:
     plugins.Old = type("Old", (_Plugin,), {"api_version": version})  # type: ignore[attr-defined]
     found = Registry(lambda: [point("acme", "acme_plugin:Old")])
@@ -120,7 +122,7 @@ def test_provider_under_another_name(plugins: types.ModuleType) -> None:
 
 def test_two_strangers_under_one_name(plugins: types.ModuleType) -> None:
     found = Registry(lambda: [point("acme", "acme_plugin:Acme"), point("acme", "acme_plugin:Acme2")])
-    with pytest.raises(BackendUnavailableError, match="registered more than once.*Acme .*Acme2.*uninstall"):
+    with pytest.raises(BackendUnavailableError, match=r"registered more than once.*Acme .*Acme2.*uninstall"):
         found.get("acme")
 
 
@@ -136,8 +138,10 @@ def test_a_built_in_name_cannot_be_taken_over(plugins: types.ModuleType) -> None
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(BackendUnavailableError, match="no backend 'refrence'; did you mean 'reference'.*Known: cpu, null"):
-        Registry(lambda: []).get("refrence")
+    with pytest.raises(
+        BackendUnavailableError, match=r"no backend 'refrence'; did you mean 'reference'.*Known: cpu, null"
+    ):
+        Registry(list).get("refrence")
 
 
 def test_providers_are_cached() -> None:
@@ -146,6 +150,11 @@ def test_providers_are_cached() -> None:
 
 
 def test_import_loads_no_provider() -> None:
-    code = "import sys, mnnpy.backends.registry as r; r._registry.entries(); print('mnnpy.backends.cpu.provider' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    code = (
+        "import sys, mnnpy.backends.registry as r; r._registry.entries(); "
+        "print('mnnpy.backends.cpu.provider' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     assert done.stdout.strip() == "False"

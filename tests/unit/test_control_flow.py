@@ -67,7 +67,13 @@ def test_loop() -> None:
 
 def test_loop_that_stops_itself() -> None:
     #: x → x + c while x < 3, counted from the body's condition
-    body = graph("i cond x c", "go y", binary("Add", "x", "c", "y"), binary("Less", "y", "c3", "go"), constants={"c3": np.float32(3)})
+    body = graph(
+        "i cond x c",
+        "go y",
+        binary("Add", "x", "c", "y"),
+        binary("Less", "y", "c3", "go"),
+        constants={"c3": np.float32(3)},
+    )
     values = [np.float32(0), np.float32(1)]
     (y,) = evaluate("Loop", [np.asarray(10), np.asarray(True), *values], {"body": body, "captures": 1})
     assert y == 3
@@ -101,7 +107,9 @@ def test_loop_that_grows() -> None:
     body = graph("i cond x c", "cond y", Node("Concat", ("x", "c"), ("y",), {"axis": 0}))
     (y,) = evaluate("Loop", [np.asarray(2), None, x3, c3], {"body": body, "captures": 1})
     assert y.shape == (9,)
-    (t,) = infer("Loop", [operand_of(np.asarray(2)), None, Operand(f32(3)), Operand(f32(3))], {"body": body, "captures": 1}, 1)
+    (t,) = infer(
+        "Loop", [operand_of(np.asarray(2)), None, Operand(f32(3)), Operand(f32(3))], {"body": body, "captures": 1}, 1
+    )
     assert isinstance(t, TensorType)
     assert isinstance(t.shape[0], SymDim)
 
@@ -116,11 +124,18 @@ def test_loop_scan_of_changing_shape() -> None:
 @pytest.mark.parametrize("backwards", [0, 1])
 @pytest.mark.parametrize("prepend", [0, 1])
 def test_scan(axis: int, backwards: int, prepend: int) -> None:
-    body = graph("s x c", "t t2", binary("Add", "s", "x", "u"), binary("Mul", "u", "c", "t"), Node("Unary", ("t",), ("t2",), {"fn": "Neg"}))
+    body = graph(
+        "s x c",
+        "t t2",
+        binary("Add", "s", "x", "u"),
+        binary("Mul", "u", "c", "t"),
+        Node("Unary", ("t",), ("t2",), {"fn": "Neg"}),
+    )
     xs = np.arange(6, dtype=np.float32).reshape(2, 3)
     axes = axis % 2
     s, c = np.zeros(xs.shape[1 - axes], np.float32), np.float32(2)
-    attrs = {"body": body, "num_scan_inputs": 1, "captures": 1, "scan_input_axes": (axis,), "scan_input_directions": (backwards,),
+    attrs = {"body": body, "num_scan_inputs": 1, "captures": 1, "scan_input_axes": (axis,),
+             "scan_input_directions": (backwards,),
              "scan_output_axes": (axis,), "scan_output_directions": (prepend,)}  # fmt: skip
     state, out = evaluate("Scan", [s, xs, c], attrs)
     want_state, rows = s, []

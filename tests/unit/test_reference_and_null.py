@@ -64,7 +64,9 @@ def test_default_inputs() -> None:
 
 
 def test_errors_name_the_node() -> None:
-    g = Graph("g", (Value("a"), Value("b")), (Value("c"),), (Node("Binary", ("a", "b"), ("c",), {"fn": "Add"}, "sum7"),))
+    g = Graph(
+        "g", (Value("a"), Value("b")), (Value("c"),), (Node("Binary", ("a", "b"), ("c",), {"fn": "Add"}, "sum7"),)
+    )
     with pytest.raises(MnnpyError, match=r"node 'sum7' \(Binary\) with \(float32\[2\], float32\[3\]\)"):
         run_graph(g, [np.ones(2, np.float32), np.ones(3, np.float32)])
 
@@ -89,7 +91,7 @@ def test_null_plans_and_refuses_to_run() -> None:
     assert device.compiled == [program]
     assert len(program.describe()) == 3
     for call in (program.run, program.time, program.profile):
-        with pytest.raises(BackendError, match="plans but never runs.*3 nodes"):
+        with pytest.raises(BackendError, match=r"plans but never runs.*3 nodes"):
             call([])
     with pytest.raises(BackendError, match="peak=0"):
         open_device("null", peak=0)

@@ -111,7 +111,9 @@ def test_types() -> None:
     assert isinstance(joined, TensorType)
     assert joined.shape[0] == 2
     assert infer("OptionalGetElement", [Operand(OptionalType(t))], {}, 1) == (t,)
-    assert infer("SplitToSequence", [Operand(t)], {"axis": 1, "keepdims": 0}, 1) == (SequenceType(TensorType(DType.F32, (2,))),)
+    assert infer("SplitToSequence", [Operand(t)], {"axis": 1, "keepdims": 0}, 1) == (
+        SequenceType(TensorType(DType.F32, (2,))),
+    )
     with pytest.raises(ShapeError, match="a sequence is needed"):
         infer("SequenceLength", [Operand(t)], {}, 1)
 
@@ -123,7 +125,13 @@ def test_string_concat_broadcasts() -> None:
 
 @pytest.mark.parametrize("sensitive, want", [(0, ["monday"]), (1, ["the", "monday"])])
 def test_string_normalizer(sensitive: int, want: list[str]) -> None:
-    got = run("StringNormalizer", strings("The", "Monday"), stopwords=("the",), is_case_sensitive=sensitive, case_change_action="LOWER")
+    got = run(
+        "StringNormalizer",
+        strings("The", "Monday"),
+        stopwords=("the",),
+        is_case_sensitive=sensitive,
+        case_change_action="LOWER",
+    )
     assert got.tolist() == want
 
 
@@ -145,7 +153,14 @@ def test_string_split() -> None:
 
 @pytest.mark.parametrize(
     "pattern, text, want",
-    [(r"a+", "aaa", True), (r"a+", "aab", False), (r"\d\z", "3", True), (r"\d", "٣", False), (r"(?i)Ab", "aB", True), (r"a|ab", "ab", True)],
+    [
+        (r"a+", "aaa", True),
+        (r"a+", "aab", False),
+        (r"\d\z", "3", True),
+        (r"\d", "٣", False),
+        (r"(?i)Ab", "aB", True),
+        (r"a|ab", "ab", True),
+    ],
 )
 def test_regex(pattern: str, text: str, want: bool) -> None:
     got = run("RegexFullMatch", strings(text), pattern=pattern)

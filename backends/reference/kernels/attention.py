@@ -23,7 +23,8 @@ def _heads(x: Array, heads: int | None) -> Array:
     if x.ndim == 4:
         return x
     b, s, hidden = x.shape
-    return x.reshape(b, s, heads, hidden // (heads or 1)).transpose(0, 2, 1, 3)
+    heads = heads or 1
+    return x.reshape(b, s, heads, hidden // heads).transpose(0, 2, 1, 3)
 
 
 def softmax(x: Array) -> Array:
@@ -31,7 +32,7 @@ def softmax(x: Array) -> Array:
     if x.shape[-1] == 0:
         return x
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
 def _bias(
@@ -155,7 +156,7 @@ def rotary_embedding(
 ) -> Array:
     x = wide(X)
     if X.ndim == 3:
-        x = x.reshape(*X.shape[:2], num_heads, X.shape[2] // (num_heads or 1))
+        x = x.reshape(*X.shape[:2], num_heads or 1, X.shape[2] // (num_heads or 1))
         axis = 2
     else:
         axis = 1
@@ -164,7 +165,9 @@ def rotary_embedding(
         cos, sin = cos[position_ids], sin[position_ids]
     cos, sin = np.expand_dims(cos, axis), np.expand_dims(sin, axis)
     width = rotary_embedding_dim or x.shape[-1]
-    first, second = (slice(0, width, 2), slice(1, width, 2)) if interleaved else (slice(width // 2), slice(width // 2, width))
+    first, second = (
+        (slice(0, width, 2), slice(1, width, 2)) if interleaved else (slice(width // 2), slice(width // 2, width))
+    )
     y = x.copy()
     y[..., first] = cos * x[..., first] - sin * x[..., second]
     y[..., second] = sin * x[..., first] + cos * x[..., second]

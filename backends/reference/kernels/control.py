@@ -70,7 +70,9 @@ def _empty(body: Graph, operands: list[Operand | None], first: int, axes: Sequen
     for found, axis in zip(infer_graph(body, operands)[first:], axes, strict=True):
         t = found.maybe_type
         if not isinstance(t, TensorType):
-            raise ShapeError(f"no iteration ran and the type of scan output '{found.name}' is not known; declare it in the body")
+            raise ShapeError(
+                f"no iteration ran and the type of scan output '{found.name}' is not known; declare it in the body"
+            )
         sizes = [d if isinstance(d, int) else 0 for d in t.shape or ()]
         sizes.insert(axis + len(sizes) + 1 if axis < 0 else axis, 0)
         made.append(np.zeros(sizes, t.dtype.numpy))
@@ -115,7 +117,9 @@ def scan(
 
 
 @reference("SequenceMap", evaluate=True)
-def sequence_map(run: Run, input_sequence: list[Any], *additional: Any, body: Graph, captures: int = 0) -> tuple[Any, ...]:
+def sequence_map(
+    run: Run, input_sequence: list[Any], *additional: Any, body: Graph, captures: int = 0
+) -> tuple[Any, ...]:
     end = len(additional) - captures
     rows: list[list[Any]] = [[] for _ in body.outputs]
     for k, item in enumerate(input_sequence):

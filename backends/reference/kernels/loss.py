@@ -15,7 +15,7 @@ def _loss(log_p: Array, target: Array, weight: Array | None, ignore_index: int |
     classes = log_p.shape[1]
     ignored = np.zeros(target.shape, np.bool_) if ignore_index is None else target == ignore_index
     safe = np.where(ignored, 0, target)
-    if safe.size and not (0 <= safe.min() and safe.max() < classes):
+    if safe.size and not (safe.min() >= 0 and safe.max() < classes):
         raise InputError(f"a label lies outside [0, {classes}) and is not ignore_index ({ignore_index})")
     picked = np.take_along_axis(log_p, np.expand_dims(safe, 1), axis=1)[:, 0] if classes else np.zeros(target.shape)
     each = np.ones(target.shape) if weight is None else weight[safe]
@@ -23,7 +23,7 @@ def _loss(log_p: Array, target: Array, weight: Array | None, ignore_index: int |
     loss = np.where(ignored, 0.0, -picked * each)
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / each.sum()
+    return np.asarray(loss.sum() if reduction == "sum" else loss.sum() / each.sum())
 
 
 @reference("NegativeLogLikelihoodLoss")

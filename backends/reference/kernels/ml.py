@@ -16,7 +16,7 @@ from mnnpy.graph.ir import Array
 @reference("ml.ArrayFeatureExtractor")
 def array_feature_extractor(x: Array, y: Array) -> Array:
     indices = y.reshape(-1)
-    if indices.size and not (0 <= indices.min() and indices.max() < x.shape[-1]):
+    if indices.size and not (indices.min() >= 0 and indices.max() < x.shape[-1]):
         raise InputError(f"indices {indices.min()} to {indices.max()} for {x.shape[-1]} features")
     return (x[None] if x.ndim == 1 else x)[..., indices]
 
@@ -53,7 +53,7 @@ def category_mapper(
     default_string: str = "_Unused",
 ) -> Array:
     pairs = list(zip(cats_int64s or (), cats_strings or (), strict=True))
-    if x.dtype == object:
+    if x.dtype.kind == "O":
         to_int = {s: i for i, s in pairs}
         return map_strings(lambda s: to_int.get(s, default_int64), np.int64, x)
     to_text = dict(pairs)
@@ -72,11 +72,11 @@ def dict_vectorizer(
     vocabulary: Sequence[Any] = int64_vocabulary if int64_vocabulary is not None else string_vocabulary or ()
     values = list(x.values())
     dtype: Any = np.asarray(values[0]).dtype if values else np.dtype(np.float32)
-    if dtype.kind in "US" or dtype == object:
+    if dtype.kind in "USO":
         dtype = np.dtype(object)
     elif isinstance(values[0], float):
         dtype = np.dtype(np.float32)
-    out = np.full((1, len(vocabulary)), "" if dtype == object else 0, dtype)
+    out = np.full((1, len(vocabulary)), "" if dtype.kind == "O" else 0, dtype)
     places = {key: k for k, key in enumerate(vocabulary)}
     for key, value in x.items():
         if key in places:
@@ -151,19 +151,19 @@ def label_encoder(
         if isinstance(v, float) and v != v:
             flat[k] = default if nan_value is None else nan_value[0]
         else:
-            flat[k] = table.get(text_of(v) if x.dtype == object else v, default)
+            flat[k] = table.get(text_of(v) if x.dtype.kind == "O" else v, default)
     return flat.reshape(x.shape)
 
 
 def _default(dtype: np.dtype[Any]) -> Any:
-    return "_Unused" if dtype == object else -0.0 if dtype.kind == "f" else -1
+    return "_Unused" if dtype.kind == "O" else -0.0 if dtype.kind == "f" else -1
 
 
 def _table(keys: Array, values: Sequence[Any], dtype: np.dtype[Any]) -> tuple[dict[Any, Any], tuple[Any] | None]:
     """Key → value in the element type of the input, and the value of NaN; the last of equal keys counts."""
     table: dict[Any, Any] = {}
     nan_value: tuple[Any] | None = None
-    typed = [text_of(k) for k in keys] if dtype == object else keys.astype(dtype).tolist()
+    typed = [text_of(k) for k in keys] if dtype.kind == "O" else keys.astype(dtype).tolist()
     for key, value in zip(typed, values, strict=True):
         if isinstance(key, float) and key != key:
             nan_value = (value,)

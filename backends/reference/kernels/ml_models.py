@@ -24,14 +24,14 @@ def post_transformed(scores: Array, how: str) -> Array:
     if how == "LOGISTIC":
         return 1 / (1 + np.exp(-scores))
     if how == "PROBIT":
-        return np.vectorize(_probit, otypes=[np.float64])(scores)
+        return np.asarray(np.vectorize(_probit, otypes=[np.float64])(scores))
     if how in ("SOFTMAX", "SOFTMAX_ZERO"):
         top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
         e = np.exp(scores - top)
         if how == "SOFTMAX_ZERO":  # a score of zero means "no vote" and stays zero
             e = np.where(scores == 0, 0, e)
-            return e / np.where(e.sum(axis=-1, keepdims=True) == 0, 1, e.sum(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
+            return np.asarray(e / np.where(e.sum(axis=-1, keepdims=True) == 0, 1, e.sum(axis=-1, keepdims=True)))
+        return np.asarray(e / e.sum(axis=-1, keepdims=True))
     return scores
 
 
@@ -121,10 +121,10 @@ def _kernel(x: Array, vectors: Array, kind: str, params: Sequence[float] | None)
     gamma, coef0, degree = (*_floats(params), 0.0, 0.0, 0.0)[:3]
     if kind == "RBF":
         distance = ((x[:, None, :] - vectors[None]) ** 2).sum(axis=2)
-        return np.exp(-gamma * distance)
+        return np.asarray(np.exp(-gamma * distance))
     dot = x @ vectors.T
     if kind == "POLY":
-        return (gamma * dot + coef0) ** degree
+        return np.asarray((gamma * dot + coef0) ** degree)
     return np.tanh(gamma * dot + coef0) if kind == "SIGMOID" else dot
 
 
@@ -214,7 +214,7 @@ def _couple(pairwise: Array, classes: int) -> Array:
         r[i, j], r[j, i] = p, 1 - p
     q = -r.T * r
     np.fill_diagonal(q, (r**2).sum(axis=0))
-    p = np.full(classes, 1 / classes)
+    p: Array = np.full(classes, 1 / classes)
     for _ in range(max(100, classes)):
         qp = q @ p
         total = p @ qp
@@ -226,7 +226,7 @@ def _couple(pairwise: Array, classes: int) -> Array:
             total = (total + step * (step * q[t, t] + 2 * qp[t])) / (1 + step) ** 2
             qp = (qp + step * q[t]) / (1 + step)
             p = p / (1 + step)
-    return p
+    return np.asarray(p)
 
 
 # -- tree ensembles --
@@ -255,7 +255,9 @@ class _Forest:
             if not row.size:
                 return -1 - at
             node = at[row, tree]
-            at[row, tree] = np.where(self._decide(x[row, self.features[node]], node), self.on_true[node], self.on_false[node])
+            at[row, tree] = np.where(
+                self._decide(x[row, self.features[node]], node), self.on_true[node], self.on_false[node]
+            )
         raise ModelError("the branches of a tree form a circle")
 
     def _decide(self, value: Array, node: Array) -> Array:
@@ -311,11 +313,11 @@ def tree_ensemble(
     post_transform: int = 0,
 ) -> Array:
     modes = np.asarray(nodes_modes).astype(np.int64).reshape(-1)
-    child = lambda ids, leaf: np.where(np.asarray(leaf) != 0, -1 - np.asarray(ids), np.asarray(ids)).astype(np.int64)  # noqa: E731
+    tracks = np.asarray(nodes_missing_value_tracks_true or np.zeros(len(modes)), np.int64)
     forest = _Forest(
-        np.asarray(tree_roots, np.int64), np.asarray(nodes_featureids, np.int64), _floats(np.asarray(nodes_splits)), modes,
-        child(nodes_truenodeids, nodes_trueleafs), child(nodes_falsenodeids, nodes_falseleafs),
-        np.asarray(nodes_missing_value_tracks_true or np.zeros(len(modes)), np.int64), _members(modes, membership_values),
+        np.asarray(tree_roots, np.int64), np.asarray(nodes_featureids, np.int64), _floats(nodes_splits), modes,
+        _children(nodes_truenodeids, nodes_trueleafs), _children(nodes_falsenodeids, nodes_falseleafs),
+        tracks, _members(modes, membership_values),
     )  # fmt: skip
     targets = np.asarray(leaf_targetids, np.int64)
     count = n_targets if n_targets is not None else int(targets.max(initial=-1)) + 1
@@ -323,6 +325,11 @@ def tree_ensemble(
     how = AGGREGATES[aggregate_function]
     y = _aggregate(forest.leaves(x.astype(np.float64)), entries, _floats(np.asarray(leaf_weights)), targets, count, how)
     return post_transformed(y, POST_TRANSFORMS[post_transform]).astype(x.dtype)
+
+
+def _children(ids: Sequence[int], is_leaf: Sequence[int]) -> Array:
+    found = np.asarray(ids, np.int64)
+    return np.where(np.asarray(is_leaf) != 0, -1 - found, found)
 
 
 def _members(modes: Array, values: Array | None) -> dict[int, Array]:
@@ -457,7 +464,9 @@ def tree_ensemble_classifier(
     base = _floats(base_values if base_values_as_tensor is None else base_values_as_tensor)
     single = len(labels) == 2 and len(set(class_ids)) == 1 and base.size < 2
     leaves = forest.leaves(_matrix(x))
-    scores = _aggregate(leaves, entries, weights, classes * 0 if single else classes, 1 if single else len(labels), "SUM")
+    scores = _aggregate(
+        leaves, entries, weights, classes * 0 if single else classes, 1 if single else len(labels), "SUM"
+    )
     if base.size:
         scores = scores + base
     if not single:

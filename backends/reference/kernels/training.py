@@ -27,7 +27,8 @@ def adagrad(
     rate, t = _scalars(R, T)
     rate = rate / (1 + t * decay_factor)
     n = len(tensors) // 3
-    new_x, new_h = [], []
+    new_x: list[Array] = []
+    new_h: list[Array] = []
     for x, g, h in zip(tensors[:n], tensors[n : 2 * n], tensors[2 * n :], strict=True):
         v = x.astype(np.float64)
         slope = norm_coefficient * v + g
@@ -52,7 +53,9 @@ def adam(
     if t > 0:
         rate = rate * np.sqrt(1 - beta**t) / (1 - alpha**t)
     n = len(tensors) // 4
-    new_x, new_v, new_h = [], [], []
+    new_x: list[Array] = []
+    new_v: list[Array] = []
+    new_h: list[Array] = []
     for k in range(n):
         x, g, v, h = (a.astype(np.float64) for a in tensors[k::n])
         slope = norm_coefficient * x + g
@@ -71,7 +74,8 @@ def momentum(
     rate, t = _scalars(R, T)
     scale = beta if t > 0 else 1.0
     n = len(tensors) // 3
-    new_x, new_v = [], []
+    new_x: list[Array] = []
+    new_v: list[Array] = []
     for k in range(n):
         x, g, v = (a.astype(np.float64) for a in tensors[k::n])
         slope = norm_coefficient * x + g
