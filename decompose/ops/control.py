@@ -13,9 +13,9 @@ from mnnpy.decompose.registry import OpClass, get_op, op
 from mnnpy.errors import MnnpyError, ShapeError
 from mnnpy.graph.dims import Dim, SymDim
 from mnnpy.graph.dtypes import DType
-from mnnpy.graph.ir import Graph, Node, OptionalType, SequenceType, TensorType, Type
+from mnnpy.graph.ir import Array, Graph, Node, OptionalType, SequenceType, TensorType, Type
 
-__all__ = ["infer_graph", "merge_types"]
+__all__ = ["empty_scan_outputs", "infer_graph", "merge_types"]
 
 #: Values up to this many elements are followed through a body, so that its shape arithmetic is understood.
 _VALUE_LIMIT = 1024
@@ -83,6 +83,21 @@ def _evaluate(node: Node, values: list[Any]) -> tuple[Any, ...] | None:
         return evaluate(node.op, values, node.attrs)
     except (MnnpyError, ValueError, TypeError, IndexError, KeyError, ZeroDivisionError):
         return None  # the run will say what is wrong with these values
+
+
+def empty_scan_outputs(body: Graph, operands: Sequence[Operand | None], first: int, axes: Sequence[int]) -> list[Array]:
+    """Scan outputs of zero iterations: shaped as the body would make them, with length 0."""
+    made = []
+    for found, axis in zip(infer_graph(body, operands)[first:], axes, strict=True):
+        t = found.maybe_type
+        if not isinstance(t, TensorType):
+            raise ShapeError(
+                f"no iteration ran and the type of scan output '{found.name}' is not known; declare it in the body"
+            )
+        sizes = [d if isinstance(d, int) else 0 for d in t.shape or ()]
+        sizes.insert(axis + len(sizes) + 1 if axis < 0 else axis, 0)
+        made.append(np.zeros(sizes, t.dtype.numpy))
+    return made
 
 
 def merge_types(a: Type | None, b: Type | None) -> Type | None:

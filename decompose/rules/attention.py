@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from mnnpy.decompose.builder import Builder, Var
+from mnnpy.decompose.builder import Builder, Var, evaluate
 from mnnpy.decompose.ops.attention import Heads, attention_dims
 from mnnpy.decompose.ops.element_types import ElementType, maybe_element_type
 from mnnpy.decompose.registry import rule
@@ -165,6 +165,10 @@ def inline_graph(g: Builder, graph: Graph, inputs: list[Var]) -> list[Var]:
     known = dict(zip(graph.input_names, inputs, strict=True))
     known.update({name: g.const(array) for name, array in graph.constants.items() if name not in known})
     for node in graph.nodes:
+        if node.op in ("Shape", "Size"):  # decomposition knows all shapes, and what is computed from them folds
+            shape = known[node.inputs[0]].shape
+            known[node.outputs[0]] = g.const(evaluate(node.op, [np.broadcast_to(np.int8(0), shape)], node.attrs)[0])
+            continue
         made = g.op(node.op, *(known[n] if n else None for n in node.inputs), outputs=len(node.outputs), **node.attrs)
         known.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))
     return [known[n] for n in graph.output_names]

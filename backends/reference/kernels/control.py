@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mnnpy.decompose.infer import Operand
-from mnnpy.decompose.ops.control import infer_graph
+from mnnpy.decompose.ops.control import empty_scan_outputs
 from mnnpy.decompose.registry import reference
 from mnnpy.errors import InputError, ShapeError
 from mnnpy.graph.ir import Array, Graph, TensorType, tensor_type_of
@@ -49,7 +49,7 @@ def loop(
         step += 1
     if step == 0 and rows:
         lead = [Operand(tensor_type_of(np.asarray(0, np.int64))), Operand(tensor_type_of(np.asarray(True)))]
-        return (*carried, *_empty(body, [*lead, *map(_operand, values)], 1 + n_carried, [0] * len(rows)))
+        return (*carried, *empty_scan_outputs(body, [*lead, *map(_operand, values)], 1 + n_carried, [0] * len(rows)))
     return (*carried, *(_stack(row, 0) for row in rows))
 
 
@@ -62,21 +62,6 @@ def _stack(row: list[Any], axis: int) -> Array:
     if len(shapes) > 1:
         raise InputError(f"a scan output changes its shape between iterations: {', '.join(map(str, sorted(shapes)))}")
     return np.stack(row, axis)
-
-
-def _empty(body: Graph, operands: list[Operand | None], first: int, axes: Sequence[int]) -> list[Array]:
-    """Scan outputs of zero iterations: shaped as the body would make them, with length 0."""
-    made = []
-    for found, axis in zip(infer_graph(body, operands)[first:], axes, strict=True):
-        t = found.maybe_type
-        if not isinstance(t, TensorType):
-            raise ShapeError(
-                f"no iteration ran and the type of scan output '{found.name}' is not known; declare it in the body"
-            )
-        sizes = [d if isinstance(d, int) else 0 for d in t.shape or ()]
-        sizes.insert(axis + len(sizes) + 1 if axis < 0 else axis, 0)
-        made.append(np.zeros(sizes, t.dtype.numpy))
-    return made
 
 
 @reference("Scan", evaluate=True)
@@ -112,7 +97,7 @@ def scan(
     if not len(slices[0]):
         parts = [Operand(TensorType(tensor_type_of(s).dtype, s.shape[1:])) for s in slices]
         operands = [*map(_operand, values[:n_states]), *parts, *map(_operand, captured)]
-        return (*states, *_empty(body, operands, n_states, out_axes))
+        return (*states, *empty_scan_outputs(body, operands, n_states, out_axes))
     return (*states, *(_stack(r[::-1] if p else r, a) for r, p, a in zip(rows, prepend, out_axes, strict=True)))
 
 
