@@ -210,8 +210,8 @@ def _pairwise(kernel: Array, weights: Array, counts: list[int], rho: Array) -> A
 def _couple(pairwise: Array, classes: int) -> Array:
     """Class probabilities from pairwise ones (Wu, Lin and Weng, "Probability estimates …", 2004, second method)."""
     r = np.zeros((classes, classes))
-    for p, (i, j) in zip(pairwise, _index_pairs(classes), strict=True):
-        r[i, j], r[j, i] = p, 1 - p
+    for value, (i, j) in zip(pairwise, _index_pairs(classes), strict=True):
+        r[i, j], r[j, i] = value, 1 - value
     q = -r.T * r
     np.fill_diagonal(q, (r**2).sum(axis=0))
     p: Array = np.full(classes, 1 / classes)
@@ -226,7 +226,7 @@ def _couple(pairwise: Array, classes: int) -> Array:
             total = (total + step * (step * q[t, t] + 2 * qp[t])) / (1 + step) ** 2
             qp = (qp + step * q[t]) / (1 + step)
             p = p / (1 + step)
-    return np.asarray(p)
+    return p
 
 
 # -- tree ensembles --
@@ -272,22 +272,18 @@ class _Forest:
         return np.where(nan, (self.missing_true[node] != 0) | (out & (mode == 5)), out)
 
 
-def _aggregate(leaves: Array, entries: list[Array], values: Array, targets: Array, count: int, how: str) -> Array:
-    """Combine the weights of the reached leaves per target; *entries* lists the weights of each leaf."""
+def _aggregate(leaves: Array, owners: Array, values: Array, targets: Array, count: int, how: str) -> Array:
+    """Combine per target the weights of the leaves reached; weight *k* belongs to leaf ``owners[k]``."""
     rows, trees = leaves.shape
+    combine: np.ufunc = {"MIN": np.minimum, "MAX": np.maximum}.get(how, np.add)
     start = {"MIN": np.inf, "MAX": -np.inf}.get(how, 0.0)
-    out = np.full((rows, count), start)
-    for r in range(rows):
-        for leaf in leaves[r]:
-            for e in entries[leaf]:
-                t = targets[e]
-                if how == "MIN":
-                    out[r, t] = min(out[r, t], values[e])
-                elif how == "MAX":
-                    out[r, t] = max(out[r, t], values[e])
-                else:
-                    out[r, t] += values[e]
-    out[np.isinf(out)] = 0.0
+    of_leaf = np.full((max(int(leaves.max(initial=-1)), int(owners.max(initial=-1))) + 1, count), start)
+    combine.at(of_leaf, (owners, targets), values)
+    out: Array = np.full((rows, count), start)
+    for column in leaves.T:
+        out = combine(out, of_leaf[column])
+    if how in ("MIN", "MAX"):
+        out = np.where(out == start, 0.0, out)  # no leaf voted for this target
     return out / trees if how == "AVERAGE" and trees else out
 
 
@@ -321,9 +317,9 @@ def tree_ensemble(
     )  # fmt: skip
     targets = np.asarray(leaf_targetids, np.int64)
     count = n_targets if n_targets is not None else int(targets.max(initial=-1)) + 1
-    entries = [np.asarray([k]) for k in range(len(targets))]
+    owners = np.arange(len(targets))
     how = AGGREGATES[aggregate_function]
-    y = _aggregate(forest.leaves(x.astype(np.float64)), entries, _floats(np.asarray(leaf_weights)), targets, count, how)
+    y = _aggregate(forest.leaves(x.astype(np.float64)), owners, _floats(np.asarray(leaf_weights)), targets, count, how)
     return post_transformed(y, POST_TRANSFORMS[post_transform]).astype(x.dtype)
 
 
@@ -376,12 +372,9 @@ def _old_forest(
     return forest, number
 
 
-def _votes(number: dict[tuple[int, int], int], tree_ids: Sequence[int], node_ids: Sequence[int]) -> list[Array]:
-    """Per node, which of the vote entries are its own."""
-    found: list[list[int]] = [[] for _ in number]
-    for k, key in enumerate(zip(tree_ids, node_ids, strict=True)):
-        found[number[key]].append(k)
-    return [np.asarray(f, np.int64) for f in found]
+def _votes(number: dict[tuple[int, int], int], tree_ids: Sequence[int], node_ids: Sequence[int]) -> Array:
+    """Per vote, the number of the node that casts it."""
+    return np.asarray([number[key] for key in zip(tree_ids, node_ids, strict=True)], np.int64)
 
 
 @reference("ml.TreeEnsembleRegressor")
@@ -418,8 +411,8 @@ def tree_ensemble_regressor(
     targets = np.asarray(target_ids, np.int64)
     count = n_targets if n_targets is not None else int(targets.max(initial=-1)) + 1
     weights = _floats(target_weights if target_weights_as_tensor is None else target_weights_as_tensor)
-    entries = _votes(number, target_treeids, target_nodeids)
-    y = _aggregate(forest.leaves(_matrix(x)), entries, weights, targets, count, aggregate_function)
+    owners = _votes(number, target_treeids, target_nodeids)
+    y = _aggregate(forest.leaves(_matrix(x)), owners, weights, targets, count, aggregate_function)
     base = _floats(base_values if base_values_as_tensor is None else base_values_as_tensor)
     if base.size:
         y = y + base
@@ -460,12 +453,12 @@ def tree_ensemble_classifier(
     )  # fmt: skip
     weights = _floats(class_weights if class_weights_as_tensor is None else class_weights_as_tensor)
     classes = np.asarray(class_ids, np.int64)
-    entries = _votes(number, class_treeids, class_nodeids)
+    owners = _votes(number, class_treeids, class_nodeids)
     base = _floats(base_values if base_values_as_tensor is None else base_values_as_tensor)
     single = len(labels) == 2 and len(set(class_ids)) == 1 and base.size < 2
     leaves = forest.leaves(_matrix(x))
     scores = _aggregate(
-        leaves, entries, weights, classes * 0 if single else classes, 1 if single else len(labels), "SUM"
+        leaves, owners, weights, classes * 0 if single else classes, 1 if single else len(labels), "SUM"
     )
     if base.size:
         scores = scores + base
