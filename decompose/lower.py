@@ -14,7 +14,7 @@ from mnnpy.backends.base import NodeView
 from mnnpy.decompose.builder import Builder, Var
 from mnnpy.decompose.infer import NeedsValueError
 from mnnpy.decompose.registry import OpClass, find_rule, get_op
-from mnnpy.errors import ModelError
+from mnnpy.errors import MnnpyError, ModelError, ShapeError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value
 
 __all__ = ["decompose", "eliminate_common", "prune", "view_of"]
@@ -79,6 +79,12 @@ class _Lowering:
         except NeedsValueError as error:
             self.needs.append(error.operand)
             result = None
+        except MnnpyError as error:
+            if getattr(error, "located", False):
+                raise
+            raise self._located(node, error, type(error)) from error
+        except Exception as error:  # a rule meets operands that its shape function let pass
+            raise self._located(node, error, ShapeError) from error
         finally:
             made, builder.nodes = builder.nodes, start
         if result is None:
@@ -94,6 +100,13 @@ class _Lowering:
         for name, var in zip(node.outputs, results, strict=False):
             if name and var is not None:
                 self.alias[name] = var.name
+
+    def _located(self, node: Node, error: Exception, kind: type[MnnpyError]) -> MnnpyError:
+        operands = ", ".join(str(self.types.get(n, "?")) if n else "absent" for n in node.inputs)
+        detail = str(error) if isinstance(error, MnnpyError) else f"{type(error).__name__}: {error}"
+        located = kind(f"node '{node.label}' ({node.op}) with ({operands}): {detail}; check its operands and attributes")
+        located.located = True  # type: ignore[attr-defined]
+        return located
 
 
 def _live(nodes: list[Node], live: set[str]) -> list[Node]:

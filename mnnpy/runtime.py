@@ -6,9 +6,12 @@ where shapes depend on them). A ``Plan`` is a list of steps over named values.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +29,11 @@ from mnnpy.search.partition import CONTROL, HOST, Assignment, Part, assign, form
 from mnnpy.specialize import Specialized, specialize
 
 __all__ = ["Context", "Executable", "Plan", "Step"]
+
+#: Plans made for different *values* of inputs of the same types, before shapes are left to the host instead.
+VALUE_PLAN_LIMIT = 16
+#: Plans that a loop body or a late part makes before interpreting it is weighed against planning again and again.
+INTERPRET_AFTER = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +76,34 @@ class Plan:
         """Run on feeds in input order; results in output order."""
         if self.direct is not None:
             return self.direct.run(feeds)
+        # Late parts have late parts of their own: walked down and up again without recursion.
+        plan = self
+        outer: list[tuple[Plan, dict[str, Any]]] = []
+        values = plan._values(feeds)
+        while plan.late is not None:
+            outer.append((plan, values))
+            feeds = [values[n] for n in plan.late.graph.input_names]
+            plan = plan.late.plan(feeds)
+            values = plan._values(feeds)
+        results = plan._collect(values)
+        while outer:
+            plan, values = outer.pop()
+            assert plan.late is not None
+            values.update(zip(plan.late.graph.output_names, results, strict=True))
+            results = plan._collect(values)
+        return results
+
+    def _values(self, feeds: Sequence[Any]) -> dict[str, Any]:
+        """All values that the steps read and write."""
         values: dict[str, Any] = dict(self.constants)
         values.update(zip(self.inputs, feeds, strict=True))
         for step in self.steps:
             args = [values[n] for n in step.inputs]
             results = step.program.run(args) if step.program is not None else run_control(step.node, step.bodies, args)
             values.update(zip(step.outputs, results, strict=False))
-        if self.late is not None:
-            results = self.late.run([values[n] for n in self.late.graph.input_names])
-            values.update(zip(self.late.graph.output_names, results, strict=True))
+        return values
+
+    def _collect(self, values: Mapping[str, Any]) -> list[Any]:
         found = [values[n] for n in self.outputs]
         for k in self.borrowed:
             if isinstance(found[k], np.ndarray):
@@ -92,6 +119,11 @@ class Executable:
         self.context = context
         self.depth = depth
         self._value_inputs: tuple[int, ...] = ()
+        self._ask = True  #: whether shapes may depend on the values of inputs (one plan per value)
+        self._value_plans: Counter[Any] = Counter()
+        self._interpreted: Plan | None = None
+        self._runs = 0
+        self._made = 0
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -101,6 +133,9 @@ class Executable:
 
     def plan(self, feeds: Sequence[Any]) -> Plan:
         """The plan for these feeds, made now if it is new."""
+        if self._interpreted is not None:
+            return self._interpreted
+        self._runs += 1
         found = self._plans.get(self._signature(feeds))
         return found if found is not None else self._make(feeds)
 
@@ -111,7 +146,7 @@ class Executable:
             if not isinstance(value.type, TensorType) or not value.type.is_static:
                 return False
             types[value.name] = value.type
-        with self._lock:
+        with self._lock, self._guard():
             spec = specialize(self.graph, types, {})
             if spec.needs or spec.late is not None:
                 return False
@@ -122,9 +157,24 @@ class Executable:
             self._plans[key] = built
         return True
 
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """What Python itself gives up on while planning, as an error of ours."""
+        try:
+            yield
+        except RecursionError as error:
+            raise ModelError(
+                f"graph '{self.graph.name}' nests deeper than Python's stack allows ({sys.getrecursionlimit()} calls); "
+                "flatten its sub-graphs or raise sys.setrecursionlimit"
+            ) from error
+        except MemoryError as error:
+            raise ModelError(
+                f"graph '{self.graph.name}': memory ran out while planning ({error}); use smaller inputs or free memory"
+            ) from error
+
     def plans(self) -> list[Plan]:
         """The plans made so far, oldest first."""
-        return list(self._plans.values())
+        return [self._interpreted] if self._interpreted is not None else list(self._plans.values())
 
     def _signature(self, feeds: Sequence[Any]) -> Any:
         key = tuple([(a.shape, a.dtype) if type(a) is np.ndarray else _kind(a) for a in feeds])
@@ -133,30 +183,69 @@ class Executable:
         return key
 
     def _make(self, feeds: Sequence[Any]) -> Plan:
-        with self._lock:
+        with self._lock, self._guard():
+            if self._interpreted is not None:
+                return self._interpreted
             found = self._plans.get(self._signature(feeds))
             if found is not None:
                 return found
-            names = self.graph.input_names
+            begin = time.perf_counter()
             types = {
                 v.name: tensor_type_of(a) if isinstance(a, np.ndarray) else v.type
                 for v, a in zip(self.graph.inputs, feeds, strict=True)
             }
-            while True:
-                known = {names[k]: feeds[k] for k in self._value_inputs}
-                spec = specialize(self.graph, types, known)  # type: ignore[arg-type]
-                plan = self._build(spec) if not spec.needs else None
-                if plan is not None:
-                    break
-                wanted = spec.needs or self._wanted
-                self._value_inputs = tuple(k for k, n in enumerate(names) if n in wanted or n in known)
-                if set(known) == {names[k] for k in self._value_inputs}:
-                    raise ModelError(f"graph '{self.graph.name}': the shapes depend on {sorted(wanted)} in a circle")
-                self._plans.clear()  # signatures have another form now
+            self._limit_values(types)
+            plan = self._specialized(types, feeds)
             self._plans[self._signature(feeds)] = plan
             while len(self._plans) > self.context.options.max_plans:
                 self._plans.popitem(last=False)
+            self._made += 1
+            if self.depth and self._made >= INTERPRET_AFTER and self._made & (self._made - 1) == 0:
+                self._weigh(plan, feeds, time.perf_counter() - begin)
             return plan
+
+    def _limit_values(self, types: Mapping[str, Type | None]) -> None:
+        """Stop making a plan per value once there were many for inputs of the same types (a loop's counter)."""
+        if not self._value_inputs:
+            return
+        key = tuple(types.values())
+        self._value_plans[key] += 1
+        if self._value_plans[key] > VALUE_PLAN_LIMIT:
+            self._ask, self._value_inputs = False, ()
+            self._plans.clear()
+
+    def _specialized(self, types: Mapping[str, Type | None], feeds: Sequence[Any]) -> Plan:
+        names = self.graph.input_names
+        while True:
+            known = {names[k]: feeds[k] for k in self._value_inputs}
+            spec = specialize(self.graph, types, known, ask=self._ask)  # type: ignore[arg-type]
+            plan = self._build(spec) if not spec.needs else None
+            if plan is not None:
+                return plan
+            wanted = spec.needs or self._wanted
+            self._value_inputs = tuple(k for k, n in enumerate(names) if n in wanted or n in known)
+            if set(known) == {names[k] for k in self._value_inputs}:
+                raise ModelError(f"graph '{self.graph.name}': the shapes depend on {sorted(wanted)} in a circle")
+            self._plans.clear()  # signatures have another form now
+
+    def _weigh(self, plan: Plan, feeds: Sequence[Any], planning: float) -> None:
+        """Interpret from now on if that would have been faster so far than planning for ever new shapes."""
+        host = self.context.host
+        graph = self.graph
+        program = host.compile(Segment(graph))
+        begin = time.perf_counter()
+        plan.run(feeds)
+        compiled = time.perf_counter() - begin
+        begin = time.perf_counter()
+        program.run(feeds)
+        interpreted = time.perf_counter() - begin
+        if self._runs * (interpreted - compiled) >= self._made * planning:
+            return
+        reason = f"{self._made} plans for {self._runs} runs: interpreting was measured to be faster than planning"
+        chosen = tuple(Assignment(HOST, reason) for _ in graph.nodes)
+        step = Step(host.info.backend, graph.input_names, graph.output_names, graph, program, None, {}, chosen)
+        self._interpreted = Plan(graph.input_names, {}, [step], None, graph.output_names, program)
+        self._plans.clear()
 
     _wanted: frozenset[str] = frozenset()
 
@@ -174,7 +263,7 @@ class Executable:
             graph, lambda v: bool(primary.supports(v)), primary.info.backend, optimize=context.options.optimize
         )
         self._wanted = frozenset().union(*(spec.sources.get(n) or () for n in lowered.needs))
-        if self._wanted:
+        if self._wanted and self._ask:
             return None
         steps = self._steps(lowered)
         late = Executable(spec.late, context, self.depth + 1) if spec.late is not None else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class Specialized:
 
 @dataclass(slots=True)
 class _Walk:
+    inputs: Mapping[str, Type]
+    ask: bool
     known: dict[str, Operand] = field(default_factory=dict)
     sources: dict[str, frozenset[str] | None] = field(default_factory=dict)  #: None: not cheap to know
     alias: dict[str, str] = field(default_factory=dict)
@@ -70,9 +73,15 @@ class _Walk:
             self.types[name] = type
 
 
-def specialize(graph: Graph, input_types: Mapping[str, Type], known_values: Mapping[str, Array]) -> Specialized:
-    """Specialise *graph* for static *input_types*; inputs in *known_values* are treated as constants."""
-    walk = _Walk()
+def specialize(
+    graph: Graph, input_types: Mapping[str, Type], known_values: Mapping[str, Array], *, ask: bool = True
+) -> Specialized:
+    """Specialise *graph* for static *input_types*; inputs in *known_values* are treated as constants.
+
+    With ``ask=False`` no further values are asked for: nodes whose result has another shape for every value run
+    on the host, and what reads them is late.
+    """
+    walk = _Walk(input_types, ask)
     for name, array in graph.constants.items():
         if name not in input_types:
             walk.constant(name, array)
@@ -91,10 +100,7 @@ def specialize(graph: Graph, input_types: Mapping[str, Type], known_values: Mapp
 
 
 def _count(type: TensorType) -> int:
-    total = 1
-    for d in type.shape or ():
-        total *= int(d)  # type: ignore[arg-type]
-    return total
+    return int(prod(type.shape or ()))  # type: ignore[arg-type]
 
 
 def _visit(walk: _Walk, node: Node) -> None:
@@ -117,11 +123,13 @@ def _visit(walk: _Walk, node: Node) -> None:
     try:
         types = infer(node.op, operands, node.attrs, len(node.outputs), f"node '{node.label}'")
     except NeedsValueError as error:
-        if not _ask_for(walk, error.operand):
-            _postpone(walk, node)
-        else:
+        if _ask_for(walk, error.operand):
             walk.late_names.update(o for o in node.outputs if o)  # a second walk follows
-        return
+            return
+        if walk.ask or not _is_cheap(walk, error.operand):
+            _postpone(walk, node)
+            return
+        types = (None,) * len(node.outputs)
     except UnknownTypeError:
         types = (None,) * len(node.outputs)
     if _fold(walk, node, op, operands, types):
@@ -153,11 +161,16 @@ def _postpone(walk: _Walk, node: Node) -> None:
 
 
 def _ask_for(walk: _Walk, operand: str) -> bool:
-    sources = walk.sources.get(operand)
-    if not sources:
+    """Ask for the inputs that *operand* comes from; False where they are too large or nobody may be asked."""
+    if not walk.ask or not _is_cheap(walk, operand):
         return False
-    walk.needs |= sources
+    # An input of the graph itself can wait for nothing: its value counts, however large it is.
+    walk.needs |= walk.sources.get(operand) or {operand}
     return True
+
+
+def _is_cheap(walk: _Walk, operand: str) -> bool:
+    return bool(walk.sources.get(operand)) or isinstance(walk.inputs.get(operand), TensorType)
 
 
 def _cheap_sources(walk: _Walk, inputs: tuple[str, ...], op: OpDef) -> frozenset[str] | None:
@@ -176,33 +189,46 @@ def _cheap_sources(walk: _Walk, inputs: tuple[str, ...], op: OpDef) -> frozenset
 def _fold(walk: _Walk, node: Node, op: OpDef, operands: list[Operand | None], types: tuple[Type | None, ...]) -> bool:
     """Evaluate the node now if everything it reads is known and the result stays small."""
     if node.op in ("Shape", "Size"):  # needs the type only
-        if not (operands and operands[0] is not None and isinstance(operands[0].maybe_type, TensorType)):
-            return False
-        shape = tuple(int(d) for d in operands[0].shape)  # type: ignore[arg-type]
-        dummy = np.broadcast_to(np.zeros((), np.int8), shape)
-        values = evaluate(node.op, [dummy], node.attrs)
-    elif (
-        not op.foldable
-        or op.op_class is OpClass.CONTROL
-        or not operands
-        or any(o is not None and o.value is None for o in operands)
-        or not _worth_folding(operands, types)
-    ):
+        return _fold_shape(walk, node, operands)
+    if not op.foldable or op.op_class is OpClass.CONTROL or not operands:
         return False
-    else:
-        try:
-            values = evaluate(node.op, [o and o.value for o in operands], node.attrs)
-        except MnnpyError:
+    if any(o is not None and o.value is None for o in operands) or not _worth_folding(operands, types):
+        return False
+    try:
+        values = evaluate(node.op, [o and o.value for o in operands], node.attrs)
+    except MnnpyError as error:
+        if getattr(error, "located", False):
             raise
-        except Exception as error:  # a reference rejects the values: say which node
-            shapes = ", ".join(str(o.maybe_type) for o in operands if o is not None)
-            raise ShapeError(f"node '{node.label}' ({node.op}) with constants ({shapes}): {error}") from error
+        raise _located(node, operands, error, type(error)) from error
+    except Exception as error:  # a reference rejects the values: say which node
+        raise _located(node, operands, error, ShapeError) from error
     if any(not isinstance(v, (np.ndarray, np.generic)) for v in values[: len(node.outputs)]):
         return False  # sequences and maps stay host values
     for name, value in zip(node.outputs, values, strict=False):
         if name:
             walk.constant(name, np.asarray(value))
     return True
+
+
+def _fold_shape(walk: _Walk, node: Node, operands: list[Operand | None]) -> bool:
+    first = operands[0] if operands else None
+    if first is None or not isinstance(first.maybe_type, TensorType):
+        return False
+    shape: tuple[int, ...] = first.shape  # type: ignore[assignment]
+    listed = shape[node.attrs.get("start", 0) : node.attrs.get("end")] if node.op == "Shape" else prod(shape)
+    try:
+        walk.constant(node.outputs[0], np.asarray(listed, np.int64))
+    except OverflowError as error:
+        raise _located(node, operands, error, ShapeError) from error
+    return True
+
+
+def _located(node: Node, operands: list[Operand | None], error: Exception, kind: type[MnnpyError]) -> MnnpyError:
+    shapes = ", ".join("absent" if o is None else str(o.maybe_type) for o in operands)
+    detail = f"{type(error).__name__} {error}" if isinstance(error, (KeyError, MemoryError)) else str(error)
+    located = kind(f"node '{node.label}' ({node.op}) with constants ({shapes}): {detail}; check its operands and attributes")
+    located.located = True  # type: ignore[attr-defined]
+    return located
 
 
 def _worth_folding(operands: list[Operand | None], types: tuple[Type | None, ...]) -> bool:

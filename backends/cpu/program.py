@@ -248,10 +248,35 @@ class CpuProgram:
         arena: int,
     ) -> None:
         self._native = native
+        self._run = native.run
         self._steps = [(op, name, [graph.types.get(o) for o in outs]) for op, name, _, _, outs in steps]
+        self._reads = [[i for i in ins if i] for _, _, _, ins, _ in steps]
+        self._types = graph.types
         self._shapes = shapes
         self._arena = arena
-        self.run = native.run
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run on arrays; raises BackendError naming the node, its operands and what they did wrong."""
+        try:
+            return self._run(inputs)  # type: ignore[no-any-return]
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> BackendError:
+        """A native error with the shapes of the node's operands."""
+        if isinstance(error, MemoryError):
+            return BackendError(
+                f"backend 'cpu' cannot allocate {self._arena / 2**20:.0f} MiB for intermediate values and "
+                f"outputs {list(self._shapes)}; use smaller inputs or free memory"
+            )
+        text = str(error)
+        for k, (op, name, _) in enumerate(self._steps):
+            prefix = f"{op} '{name}': "
+            if text.startswith(prefix):
+                operands = ", ".join(str(self._types.get(n, "?")) for n in self._reads[k])
+                text = text.replace(prefix, "")
+                return BackendError(f"node '{name}' ({op}) with ({operands}): {text}; check the values that are fed")
+        return BackendError(f"backend 'cpu': {text}")
 
     def time(self, inputs: Sequence[Any]) -> float:
         """Wall seconds of one run."""
