@@ -15,7 +15,7 @@ bool conv_shape(const NodeDesc& node, bool channels_last, ConvShape& s, const ch
   if (strides.size() != n || pads.size() != 2 * n || dilations.size() != n) return why = "strides, pads or dilations do not fit", false;
   const size_t space = channels_last ? 1 : 2, channel = channels_last ? x.size() - 1 : 1;
   s.batch = x[0], s.c = x[channel], s.m = w[0], s.group = node.i("group", 1);
-  if (s.group < 1 || s.c != w[1] * s.group || s.m % s.group != 0) return why = "channels do not fit the groups", false;
+  if (s.c < 1 || s.group < 1 || s.c != w[1] * s.group || s.m % s.group != 0) return why = "channels do not fit the groups", false;
   for (size_t k = 0; k < 3; ++k) {
     const bool real = k + n >= 3;
     const size_t q = real ? k + n - 3 : 0;
@@ -112,6 +112,13 @@ struct PixelRows {
   }
 };
 
+// Negative padding crops.
+bool cropped(const ConvShape& s) {
+  for (int d = 0; d < 3; ++d)
+    if (s.before[d] < 0 || s.after[d] < 0) return true;
+  return false;
+}
+
 class ConvDirect final : public Kernel {
  public:
   ConvDirect(const NodeDesc& node, const BuildContext& ctx, const ConvShape& s, const Epilogue& e)
@@ -125,7 +132,7 @@ class ConvDirect final : public Kernel {
     }
     plain_ = unit && unpadded;
     // Few channels: a line of the kernel becomes one tap of kernel_w · C contiguous floats of a padded copy.
-    merged_ = s.group == 1 && s.dilation[2] == 1 && s.kernel[2] > 1 && s.c < 12;
+    merged_ = s.group == 1 && s.dilation[2] == 1 && s.kernel[2] > 1 && s.c < 12 && !cropped(s);
     gemm_ = s;
     for (int d = 0; d < 3; ++d) padded_[d] = s.in[d];
     taps_ = s.taps();

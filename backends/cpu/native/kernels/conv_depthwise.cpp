@@ -185,7 +185,7 @@ class ConvDepthwise final : public Kernel {
 
     // Columns whose whole kernel line is inside the input go several at a time.
     const int64_t reach = (s_.kernel[2] - 1) * s_.dilation[2], step = s_.stride[2];
-    const int64_t inner0 = std::min(s_.out[2], (s_.before[2] + step - 1) / step);
+    const int64_t inner0 = std::clamp<int64_t>((s_.before[2] + step - 1) / step, 0, s_.out[2]);
     const int64_t room = s_.in[2] - 1 - reach + s_.before[2];
     const int64_t inner1 = room < 0 ? inner0 : std::clamp(room / step + 1, inner0, s_.out[2]);
     for (int64_t ow = 0; ow < inner0; ++ow) edge<NV>(l, ow);

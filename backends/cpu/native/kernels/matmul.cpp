@@ -42,17 +42,17 @@ std::optional<Problem> problem_of(const NodeDesc& node, const char*& why) {
   }
   p.b_count = nb;
   // Rows of A may be seen as one tall matrix where one B serves all batches.
-  if (nb == 1 && !p.trans_a) {
+  const bool folded = nb == 1 && !p.trans_a;
+  if (folded) {
     p.m *= p.batches;
     p.batches = 1;
   }
   for (int64_t q = 0; q < p.batches; ++q) {
     int64_t rest = q, ia = 0, ib = 0;
-    for (size_t d = 0; d < rank; ++d) {
+    for (size_t d = 0; d < rank && !folded; ++d) {
       ia += rest % dims[d] * sa[d], ib += rest % dims[d] * sb[d];
       rest /= dims[d];
     }
-    if (nb == 1 && !p.trans_a) ia = ib = 0;
     p.a_batch.push_back(ia);
     p.b_batch.push_back(ib);
   }

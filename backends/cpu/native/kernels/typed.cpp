@@ -153,11 +153,33 @@ class MatMulAny final : public Kernel {
   bool bias_;
 };
 
+// Why the shapes do not fit, or nullptr.
+const char* misfit(const NodeDesc& node) {
+  const Dims &a = node.inputs[0].shape, &b = node.inputs[1].shape;
+  const size_t ra = a.size(), rb = b.size();
+  const bool ta = node.i("trans_a", 0) != 0 && ra > 1, tb = node.i("trans_b", 0) != 0 && rb > 1;
+  const int64_t ka = ta ? a[ra - 2] : a[ra - 1], kb = rb == 1 ? b[0] : tb ? b[rb - 1] : b[rb - 2];
+  if (ka != kb) return "inner sizes differ";
+  int64_t total = ra == 1 ? 1 : ta ? a[ra - 1] : a[ra - 2];
+  const int64_t n = rb == 1 ? 1 : tb ? b[rb - 2] : b[rb - 1];
+  total *= n;
+  for (size_t q = 0; q + 2 < std::max(ra, rb); ++q) {
+    const int64_t da = q + 2 < ra ? a[ra - 3 - q] : 1, db = q + 2 < rb ? b[rb - 3 - q] : 1;
+    if (da != db && da != 1 && db != 1) return "batch dimensions do not broadcast";
+    total *= da == 1 ? db : da;
+  }
+  if (node.outputs[0].count() != total) return "the output has another size";
+  if (node.inputs.size() > 2 && node.inputs[2].present && node.inputs[2].count() != n) return "the bias is not a vector over the columns";
+  return nullptr;
+}
+
 std::unique_ptr<Kernel> make_matmul(const NodeDesc& node, const BuildContext& ctx) {
   if (node.inputs.size() < 2 || node.outputs.size() != 1 || !one_type(node)) return decline(ctx, "operands differ in dtype");
   if (!plain(node)) return decline(ctx, "only f32 products have fused epilogues");
   const Dims &a = node.inputs[0].shape, &b = node.inputs[1].shape;
   if (a.empty() || b.empty()) return decline(ctx, "operands need rank >= 1");
+  const char* why = misfit(node);
+  if (why != nullptr) return decline(ctx, why);
   std::unique_ptr<Kernel> made;
   with_number(node.inputs[0].dtype, [&](auto t) { made = std::make_unique<MatMulAny<decltype(t)>>(node); });
   if (!made) return decline(ctx, "dtype is not numeric");
@@ -179,6 +201,7 @@ bool window_of(const NodeDesc& node, const Dims& kernel, Window& w) {
   if (x.size() < 3 || x.size() > 5 || y.size() != x.size() || kernel.size() != s || strides.size() != s ||
       pads.size() != 2 * s || dilations.size() != s)
     return false;
+  if (y[0] != x[0]) return false;
   w.batch = x[0], w.channels = x[1];
   for (size_t k = 0; k < 3; ++k) {
     const bool real = k + s >= 3;
@@ -190,6 +213,7 @@ bool window_of(const NodeDesc& node, const Dims& kernel, Window& w) {
     w.dilation[k] = real ? dilations[q] : 1;
     w.before[k] = real ? pads[q] : 0;
     w.after[k] = real ? pads[s + q] : 0;
+    if (w.stride[k] < 1 || w.dilation[k] < 1) return false;
   }
   return true;
 }
@@ -268,8 +292,14 @@ std::unique_ptr<Kernel> make_convolution(const NodeDesc& node, const BuildContex
   if (!plain(node)) return decline(ctx, "only f32 convolutions have layout NHWC and fused epilogues");
   const Dims& w = node.inputs[1].shape;
   Window window;
-  if (w.size() < 3 || !window_of(node, Dims(w.begin() + 2, w.end()), window)) return decline(ctx, "needs one to three spatial dims");
+  if (w.size() < 3 || !window_of(node, Dims(w.begin() + 2, w.end()), window)) return decline(ctx, "needs one to three spatial dims, and attributes and sizes that fit");
   const int64_t group = node.i("group", 1);
+  for (size_t d = 0; d < 3; ++d) {
+    const int64_t reach = window.in[d] + window.before[d] + window.after[d] - ((window.kernel[d] - 1) * window.dilation[d] + 1);
+    if (window.out[d] != (reach >= 0 ? reach / window.stride[d] + 1 : 0)) return decline(ctx, "the output has another size");
+  }
+  if (node.outputs[0].shape[1] != w[0]) return decline(ctx, "the output has another size");
+  if (node.inputs.size() > 2 && node.inputs[2].present && node.inputs[2].count() != w[0]) return decline(ctx, "the bias is not a vector over output channels");
   if (group < 1 || w[1] * group != window.channels || w[0] % group != 0) return decline(ctx, "channels do not fit the groups");
   std::unique_ptr<Kernel> made;
   with_number(node.inputs[0].dtype, [&](auto t) { made = std::make_unique<ConvAny<decltype(t)>>(node, window); });
@@ -371,7 +401,11 @@ std::unique_ptr<Kernel> make_pool(const NodeDesc& node, const BuildContext& ctx)
   if (node.inputs.size() != 1 || node.inputs[0].dtype != node.outputs[0].dtype) return decline(ctx, "dtypes differ");
   if (node.s("layout", "NCHW") != "NCHW") return decline(ctx, "only f32 pools have layout NHWC");
   Window window;
-  if (!window_of(node, node.ints("kernel"), window)) return decline(ctx, "needs one to three spatial dims");
+  if (!window_of(node, node.ints("kernel"), window)) return decline(ctx, "needs one to three spatial dims, and attributes and sizes that fit");
+  if (node.outputs[0].shape[1] != window.channels) return decline(ctx, "the output has another size");
+  if (node.outputs.size() > 1 && node.outputs[1].present &&
+      (node.outputs[1].dtype != DType::I64 || node.outputs[1].count() != node.outputs[0].count()))
+    return decline(ctx, "indices are i64, one per result");
   const std::string name = node.s("fn", "");
   if (name != "Max" && name != "Average" && name != "Lp") return decline(ctx, "unknown fn");
   const PoolFn fn = name == "Max" ? PoolFn::MAX : name == "Average" ? PoolFn::AVERAGE : PoolFn::LP;

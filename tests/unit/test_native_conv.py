@@ -1,0 +1,90 @@
+"""Native Convolution, both layouts, against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.native_helpers import ISAS, Array, assert_close, oracle, run_kernel
+
+# x, w, attributes (defaults: stride 1, no padding), fused activation
+CASES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]] = [
+    ((2, 7, 9, 11), (5, 7, 3, 3), {"pads": (1, 1, 1, 1)}, ""),
+    ((1, 64, 14, 14), (70, 64, 1, 1), {}, "Relu"),
+    ((1, 20, 13, 12), (33, 20, 1, 1), {"strides": (2, 2)}, ""),
+    ((1, 3, 33, 35), (64, 3, 7, 7), {"strides": (2, 2), "pads": (3, 3, 3, 3)}, "Relu"),
+    ((2, 3, 10, 9), (6, 3, 3, 3), {"strides": (2, 1), "pads": (0, 1, 2, 3)}, ""),
+    ((1, 24, 10, 9), (36, 24, 3, 5), {"strides": (2, 1), "pads": (0, 1, 2, 3), "dilations": (2, 1)}, "Silu"),
+    ((2, 8, 12, 9), (12, 4, 3, 3), {"group": 2, "pads": (1, 1, 1, 1)}, "Clip"),
+    ((1, 40, 9, 13), (40, 1, 3, 3), {"group": 40, "pads": (1, 1, 1, 1)}, "Clip"),
+    ((2, 33, 9, 14), (33, 1, 5, 5), {"group": 33, "pads": (2, 2, 2, 2), "strides": (2, 2)}, "HardSwish"),
+    ((1, 16, 9, 14), (16, 1, 3, 3), {"group": 16, "pads": (2, 2, 2, 2), "dilations": (2, 2)}, ""),
+    ((1, 16, 2, 1), (16, 1, 3, 3), {"group": 16, "pads": (1, 1, 1, 1)}, ""),
+    ((1, 6, 9, 14), (12, 1, 3, 3), {"group": 6, "pads": (1, 1, 1, 1)}, ""),
+    ((1, 5, 9, 14), (12, 5, 3, 3), {"pads": (-1, 1, -2, -1)}, ""),
+    ((1, 16, 9, 14), (16, 1, 3, 3), {"group": 16, "pads": (-1, -2, 1, -1)}, ""),
+    ((2, 20, 31), (10, 20, 5), {"pads": (2, 2)}, ""),
+    ((1, 3, 31), (10, 3, 5), {"pads": (4, 0)}, ""),
+    ((1, 5, 6, 7, 8), (9, 5, 3, 3, 3), {"pads": (1,) * 6}, ""),
+    ((1, 16, 6, 7, 8), (9, 16, 3, 3, 3), {"pads": (1,) * 6, "strides": (2, 2, 2)}, ""),
+    ((2, 16, 6, 7, 8), (16, 1, 3, 3, 3), {"pads": (1,) * 6, "group": 16}, ""),
+    ((1, 700, 5, 5), (33, 700, 3, 3), {"pads": (1, 1, 1, 1)}, "Relu"),
+    ((1, 3000, 3, 3), (33, 3000, 1, 1), {}, "Relu"),
+    ((1, 16, 2, 2), (16, 16, 7, 7), {"pads": (3, 3, 3, 3)}, ""),
+    ((0, 16, 2, 2), (16, 16, 1, 1), {}, ""),
+]
+ACTIVATIONS: dict[str, Any] = {
+    "": lambda v: v, "Relu": lambda v: np.maximum(v, 0), "Clip": lambda v: np.clip(v, -0.5, 0.7),
+    "Silu": lambda v: v / (1 + np.exp(-v)), "HardSwish": lambda v: v * np.clip(v / 6 + 0.5, 0, 1),
+}  # fmt: skip
+
+
+def attributes(w: tuple[int, ...], given: dict[str, Any]) -> dict[str, Any]:
+    n = len(w) - 2
+    return {"strides": (1,) * n, "pads": (0,) * 2 * n, "dilations": (1,) * n, "group": 1, **given}
+
+
+def last(a: Array) -> Array:
+    return np.moveaxis(a, 1, -1)
+
+
+def check(case: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str], isa: str, threads: int, **extra: Any) -> None:
+    x_shape, w_shape, given, act = case
+    rng = np.random.default_rng(sum(x_shape))
+    x, w, b = (rng.standard_normal(s).astype(np.float32) for s in (x_shape, w_shape, w_shape[:1]))
+    attrs = attributes(w_shape, given)
+    plain = oracle("Convolution")(x.astype(np.float64), w.astype(np.float64), b.astype(np.float64), **attrs)
+    residual = rng.standard_normal(plain.shape).astype(np.float32)
+    tolerance = extra.pop("tolerance", 6e-6)
+    fused = {**attrs, "layout": "NHWC", **extra}
+    if act:
+        fused.update(act=act, act_alpha=-0.5, act_beta=0.7)
+    for constant in ((1, 2), ()):
+        for more in (None, residual):
+            want = last(ACTIVATIONS[act](plain if more is None else plain + more))
+            inputs = [last(x), w, b, None if more is None else last(more)]
+            [got] = run_kernel("Convolution", inputs, [(want.shape, np.float32)], fused, constant=constant, isa=isa, threads=threads)
+            assert_close(got, want, tolerance)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_channels_last(isa: str, case: Any) -> None:
+    for threads in (1, 2, 7):
+        check(case, isa, threads)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_channels_first(isa: str, case: Any) -> None:
+    x_shape, w_shape, given, _ = case
+    rng = np.random.default_rng(3)
+    for dtype in (np.float32, np.float64, np.int32):
+        x, w, b = (rng.integers(-9, 9, s).astype(dtype) for s in (x_shape, w_shape, w_shape[:1]))
+        attrs = attributes(w_shape, given)
+        want = oracle("Convolution")(x, w, b, **attrs)
+        for threads in (1, 2):
+            [got] = run_kernel("Convolution", [x, w, b], [(want.shape, dtype)], attrs, isa=isa, threads=threads)
+            assert (got == want).all()
