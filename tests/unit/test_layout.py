@@ -52,3 +52,10 @@ def test_importing_the_package_imports_no_numpy() -> None:
     code = "import sys, mnnpy, mnnpy.cli; sys.exit('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", ["mnnpy", *FOLDERS])
+def test_every_folder_with_modules_is_a_package(folder: str) -> None:
+    """A folder without ``__init__.py`` imports from a checkout but is left out of wheels."""
+    missing = {p.parent for p in (ROOT / folder).rglob("*.py") if not (p.parent / "__init__.py").is_file()}
+    assert not missing

@@ -1,0 +1,1 @@
+"""The graph: element types, dimensions, values, nodes, text form and files."""
