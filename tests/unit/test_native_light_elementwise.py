@@ -90,7 +90,9 @@ def test_large_angles(isa: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [DType.F64, DType.F16, DType.BF16, DType.F8E4M3FN, DType.F8E5M2])
-@pytest.mark.parametrize("fn", ["Exp", "Gelu", "Abs", "Tanh", "Sqrt", "HardSigmoid", "IsNaN", "Mish", "Softplus", "Square"])
+@pytest.mark.parametrize(
+    "fn", ["Exp", "Gelu", "Abs", "Tanh", "Sqrt", "HardSigmoid", "IsNaN", "Mish", "Softplus", "Square"]
+)
 def test_unary_other_floats(fn: str, dtype: DType, isa: str) -> None:
     rng = np.random.default_rng(3)
     with np.errstate(all="ignore"):
@@ -116,7 +118,9 @@ def int_values(dtype: DType, n: int, seed: int) -> Array:
     wide = rng.integers(info.min, info.max, n, dtype=np.int64 if dtype.is_signed else np.uint64, endpoint=True)
     small = rng.integers(max(-3, info.min), min(4, info.max), n // 2, endpoint=True).astype(wide.dtype)
     edges = np.asarray([info.min, info.max, 0, 1, info.min, info.min], wide.dtype)
-    return np.concatenate([wide, small, edges]).astype(np.int8 if dtype in SMALL_INTS else dtype.numpy).astype(dtype.numpy)
+    return (
+        np.concatenate([wide, small, edges]).astype(np.int8 if dtype in SMALL_INTS else dtype.numpy).astype(dtype.numpy)
+    )
 
 
 @pytest.mark.parametrize("dtype", INTS + SMALL_INTS, ids=str)
@@ -137,7 +141,10 @@ def test_binary_ints(fn: str, dtype: DType, isa: str) -> None:
         pytest.skip(f"{fn} is a function of floats")
     a, b = int_values(dtype, 77, 1), np.roll(int_values(dtype, 77, 2), 1)
     if fn == "Pow":
-        a, b = int_values(dtype, 77, 1), (int_values(dtype, 77, 2).astype(np.int64) % 5).astype(np.int8).astype(dtype.numpy)
+        a, b = (
+            int_values(dtype, 77, 1),
+            (int_values(dtype, 77, 2).astype(np.int64) % 5).astype(np.int8).astype(dtype.numpy),
+        )
     out = DType.BOOL if fn in BINARY_TO_BOOL else dtype
     with np.errstate(all="ignore"):
         want = oracle("Binary")(a, b, fn=fn)

@@ -125,7 +125,7 @@ constexpr float power_of_two(int e) {
 }
 
 constexpr float tiny_value(DType t, uint8_t code) {
-  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  const float nan = std::bit_cast<float>(code & 0x80 && t != DType::F8E8M0 ? 0xffc00000u : 0x7fc00000u);
   if (t == DType::F8E8M0) return code == 255 ? nan : power_of_two(code - 127);
   const TinyFormat f = tiny_format(t);
   const int sign_at = f.exponent_bits + f.mantissa_bits;
@@ -161,7 +161,7 @@ inline uint8_t float_to_tiny(float x, bool saturate) {
   const uint32_t b = bits_of(x), u = b & 0x7fffffffu;
   const auto sign = static_cast<uint8_t>((b >> 31) << top);
   if (u > 0x7f800000u) {
-    if (T == DType::F4E2M1) return 0x08;  // no NaN in the type: ml_dtypes gives -0
+    if (T == DType::F4E2M1) return sign ^ 0x08;  // no NaN in the type: a zero of the other sign, as in ml_dtypes
     return f.one_zero ? f.nan : static_cast<uint8_t>(f.nan | sign);
   }
   constexpr uint32_t smallest_normal = static_cast<uint32_t>(127 + 1 - f.bias) << 23;

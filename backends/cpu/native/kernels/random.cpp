@@ -37,9 +37,7 @@ class Random final : public Kernel {
       : normal_(normal), seeded_(node.attrs.count("seed") != 0), seed_(static_cast<uint64_t>(node.i("seed", 0))), a_(node.f("a", 0)),
         b_(node.f("b", 1)), count_(node.outputs[0].count()), type_(node.outputs[0].dtype), round_(convert_op(DType::F64, type_)),
         store_(store_op(type_)) {
-    if (normal_ || !(b_ > a_)) return;
-    // Rounding may reach the open end b: then the last number before it.
-    limit_ = std::nextafter(static_cast<float>(b_), static_cast<float>(a_));
+    if (limited()) find_limit();
   }
 
   void run(const RunContext& ctx, const void* const*, void* const* outputs) const override {
@@ -81,7 +79,7 @@ class Random final : public Kernel {
   void put(const double* x, void* to, int64_t n) const {
     if (type_ == DType::F64) {
       auto* y = static_cast<double*>(to);
-      for (int64_t k = 0; k < n; ++k) y[k] = limited() && x[k] >= b_ ? static_cast<double>(limit_) : x[k];
+      for (int64_t k = 0; k < n; ++k) y[k] = limited() && x[k] >= b_ ? wide_limit_ : x[k];
       return;
     }
     float single[kBlock];
@@ -100,6 +98,21 @@ class Random final : public Kernel {
   }
   bool limited() const { return !normal_ && b_ > a_; }
 
+  // Rounding may reach the open end b: then the last number of the type before it.
+  void find_limit() {
+    wide_limit_ = std::nextafter(b_, a_);
+    double step = std::max(std::fabs(b_) * 0x1p-25, 0x1p-149);
+    for (bool below = false; !below; step *= 2) {
+      limit_ = static_cast<float>(b_ - step);
+      if (store_ != nullptr) {
+        uint16_t narrow = 0;
+        store_(&limit_, &narrow, 1, {});
+        load_op(type_)(&narrow, &limit_, 1);
+      }
+      below = static_cast<double>(limit_) < b_ || !std::isfinite(step);
+    }
+  }
+
   bool normal_, seeded_;
   uint64_t seed_;
   double a_, b_;
@@ -108,6 +121,7 @@ class Random final : public Kernel {
   BlockOp round_;
   StoreFn store_;
   float limit_ = 0;
+  double wide_limit_ = 0;
 };
 
 std::unique_ptr<Kernel> make_random(const NodeDesc& node, const BuildContext& ctx) {
