@@ -88,3 +88,34 @@ def test_channels_first(isa: str, case: Any) -> None:
         for threads in (1, 2):
             [got] = run_kernel("Convolution", [x, w, b], [(want.shape, dtype)], attrs, isa=isa, threads=threads)
             assert (got == want).all()
+
+
+WINOGRAD: list[Any] = [
+    ((2, 40, 9, 13), (37, 40, 3, 3), {"pads": (1, 1, 1, 1)}, "Relu"),
+    ((1, 33, 14, 14), (70, 33, 3, 3), {"pads": (1, 1, 1, 1)}, "Silu"),
+    ((1, 64, 30, 31), (64, 64, 3, 3), {"pads": (0, 2, 1, 0)}, "HardSwish"),
+    ((1, 8, 3, 3), (5, 8, 3, 3), {}, ""),
+    ((1, 16, 2, 1), (5, 16, 3, 3), {"pads": (1, 1, 1, 1)}, ""),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("algorithm", ["winograd2", "winograd4"])
+@pytest.mark.parametrize("case", WINOGRAD, ids=str)
+def test_winograd(isa: str, algorithm: str, case: Any) -> None:
+    x_shape, w_shape, given, act = case
+    rng = np.random.default_rng(5)
+    x, w, b = (rng.standard_normal(s).astype(np.float32) for s in (x_shape, w_shape, w_shape[:1]))
+    attrs = attributes(w_shape, given)
+    plain = oracle("Convolution")(x.astype(np.float64), w.astype(np.float64), b.astype(np.float64), **attrs)
+    residual = rng.standard_normal(plain.shape).astype(np.float32)
+    for threads in (1, 2, 7):
+        for more in (None, residual):
+            want = last(ACTIVATIONS[act](plain if more is None else plain + more))
+            inputs = [last(x), w, b, None if more is None else last(more)]
+            fused = {**attrs, "layout": "NHWC", "algorithm": algorithm, "act": act, "act_alpha": -0.5, "act_beta": 0.7}
+            program: list[Any] = []
+            [got] = run_kernel("Convolution", inputs, [(want.shape, np.float32)], fused, constant=(1, 2), isa=isa, threads=threads,
+                               program=program)  # fmt: skip
+            assert program[0].describe()[0]["algorithm"] == f"conv-{algorithm}"
+            assert_close(got, want, 3e-5)
