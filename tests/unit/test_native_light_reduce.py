@@ -17,10 +17,10 @@ pytestmark = pytest.mark.parametrize("isa", ISAS)
 
 INTS = (DType.I8, DType.I16, DType.I32, DType.I64, DType.U8, DType.U32, DType.U64, DType.I4)
 SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
-    ((), ()), ((5,), (0,)), ((5,), ()), ((1000,), (0,)), ((3, 7), (0,)), ((3, 7), (1,)), ((3, 7), (0, 1)), ((0, 3), (0,)),
-    ((0, 3), (1,)), ((3, 0, 2), (1,)), ((2, 3, 4, 5), (1, 3)), ((2, 3, 4, 5), (0, 2)), ((2, 3, 4, 5), (1, 2)),
-    ((4, 300), (0,)), ((300, 4), (0,)), ((2, 49, 70), (1,)), ((2, 70, 49), (2,)), ((1, 3, 1, 5), (0, 2)), ((6, 2, 1, 129), (0, 3)),
-    ((2, 2, 2, 2, 2, 2, 2, 2), (0, 2, 4, 6)),
+    ((), ()), ((5,), (0,)), ((5,), ()), ((1000,), (0,)), ((3, 7), (0,)), ((3, 7), (1,)), ((3, 7), (0, 1)),
+    ((0, 3), (0,)), ((0, 3), (1,)), ((3, 0, 2), (1,)), ((2, 3, 4, 5), (1, 3)), ((2, 3, 4, 5), (0, 2)),
+    ((2, 3, 4, 5), (1, 2)), ((4, 300), (0,)), ((300, 4), (0,)), ((2, 49, 70), (1,)), ((2, 70, 49), (2,)),
+    ((1, 3, 1, 5), (0, 2)), ((6, 2, 1, 129), (0, 3)), ((2, 2, 2, 2, 2, 2, 2, 2), (0, 2, 4, 6)),
 ]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_bool_and_nan(isa: str) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_large_sums_are_accurate(threads: int, isa: str) -> None:
-    """Positive numbers, where a single float32 accumulator would lose digits; few results, so that threads share one."""
+    """Positive numbers, where one float32 accumulator would lose digits; few results, so that threads share one."""
     x = np.random.default_rng(4).random((1, 700_001)).astype(np.float32)
     (got,) = run_op(
         "Reduce", {"fn": "Sum", "axes": [0, 1], "keepdims": 0}, [x], [(DType.F32, ())], isa=isa, threads=threads

@@ -63,19 +63,45 @@ MNNPY_INLINE To cast(From x) {
   }
 }
 
+MNNPY_INLINE bool any(VI mask) {
+#if MNNPY_ISA == 2
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+#elif MNNPY_ISA == 1
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#else
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+#endif
+}
+
 template <class From, class To>
 void cast_fn(const BlockArgs& q) {
   const From* x = static_cast<const From*>(q.a);
   To* y = static_cast<To*>(q.y);
   if constexpr (std::is_same_v<From, float> && std::is_integral_v<To> && sizeof(To) <= 4) {
     // Vector units convert to int32 fast; only values beyond that range need the detour over int64.
-    int outside = 0;
-    for (int64_t k = 0; k < q.n; ++k) outside |= !(std::fabs(x[k]) < 0x1p31f);
-    if (!outside) {
-      MNNPY_IVDEP
-      for (int64_t k = 0; k < q.n; ++k) y[k] = static_cast<To>(static_cast<int32_t>(x[k]));
-      return;
+    typedef To VTo __attribute__((vector_size(W * sizeof(To))));
+    int64_t k = 0;
+    for (; k + W <= q.n; k += W) {
+      const VF v = load(x + k);
+      const VI outside = ~(vabs(v) < 0x1p31f);
+      if (any(outside)) {
+        for (int64_t j = k; j < k + W; ++j) y[j] = cast<From, To>(x[j]);
+        continue;
+      }
+#if MNNPY_ISA == 1
+      if constexpr (sizeof(To) == 1) {  // the compiler would go element by element
+        const __m256i low = _mm256_set1_epi32(0x0c080400);
+        const __m256i bytes = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(to_int(v)), low);
+        const int32_t halves[2] = {_mm256_extract_epi32(bytes, 0), _mm256_extract_epi32(bytes, 4)};
+        std::memcpy(y + k, halves, 8);
+        continue;
+      }
+#endif
+      const VTo t = __builtin_convertvector(to_int(v), VTo);
+      std::memcpy(y + k, &t, sizeof t);
     }
+    for (; k < q.n; ++k) y[k] = cast<From, To>(x[k]);
+    return;
   }
   MNNPY_IVDEP
   for (int64_t k = 0; k < q.n; ++k) y[k] = cast<From, To>(x[k]);

@@ -12,7 +12,7 @@
 namespace mnnpy::MNNPY_NS {
 namespace {
 
-constexpr int64_t kLongRow = 256, kShortRow = 32, kMaxPeriod = 512;
+constexpr int64_t kShortRow = 32, kMaxPeriod = 512;
 
 enum class Feed { UNUSED, DIRECT, FIXED, PATTERN, ROW, ROW_VALUE };
 
@@ -25,6 +25,9 @@ struct Source {
   int64_t period = 0;    // FIXED: elements of the pattern (1: a scalar)
   Shape8 stride;         // by merged axis, in elements
 };
+
+// Its slot is filled once for many blocks.
+bool keeps(const Source& s) { return s.feed == Feed::FIXED || s.feed == Feed::ROW_VALUE; }
 
 struct Instruction {
   int load = -1;  // input to bring into its slot, or
@@ -83,6 +86,7 @@ class Elementwise final : public Kernel {
   void place_results(const NodeDesc& node);
   void allocate();
   void prepare(const void* const* inputs, std::byte* scratch, int64_t n) const;
+  void row_values(const void* const* inputs, const int64_t* base, std::byte* scratch, int64_t n) const;
   void materialise(const Source& s, const std::byte* in, std::byte* to, int64_t at, int64_t n) const;
   void block(const void** reg, const void* const* inputs, void* const* outputs, std::byte* scratch, const int64_t* at,
              int64_t out_at, int64_t n) const;
@@ -153,12 +157,12 @@ void Elementwise::choose_feeds(const NodeDesc& node) {
     bool fixed = j < 0 || period <= kMaxPeriod;
     if (j >= 0)
       for (int i = j; i >= 0; --i) fixed = fixed && s.stride[i] == 0;
-    s.feed = j < 0 && count_ != 1 ? Feed::DIRECT : j < 0 ? Feed::DIRECT : fixed ? Feed::FIXED : Feed::PATTERN;
+    s.feed = j < 0 ? Feed::DIRECT : fixed ? Feed::FIXED : Feed::PATTERN;
     s.period = period;
     all_fixed = all_fixed && s.feed != Feed::PATTERN;
   }
   const int64_t row = dims_[last];
-  by_rows_ = dims_.rank > 1 && ((row >= kLongRow && !all_fixed) || (row >= kShortRow && !all_fixed));
+  by_rows_ = dims_.rank > 1 && row >= kShortRow && !all_fixed;
   if (by_rows_) {
     for (Source& s : sources_) {
       bool scalar = true;
@@ -310,7 +314,7 @@ void Elementwise::allocate() {
   };
   size_t width = 1;
   for (Source& s : sources_) {
-    if (s.feed == Feed::FIXED) s.slot = static_cast<int>(slots_++);
+    if (keeps(s)) s.slot = static_cast<int>(slots_++);
     if (s.feed != Feed::UNUSED && s.feed != Feed::DIRECT) width = std::max({width, s.width, s.size});
     if (s.load != nullptr) width = std::max(width, s.width);
   }
@@ -318,7 +322,7 @@ void Elementwise::allocate() {
   auto width_of = [&](int r) { return dtype_size(compute_type(registers_[r].type)); };
   auto release = [&](int r, int i) {
     if (r < 0 || registers_[r].last != i || registers_[r].slot < 0) return;
-    if (r < n_in && sources_[r].feed == Feed::FIXED) return;
+    if (r < n_in && keeps(sources_[r])) return;
     free.push_back(registers_[r].slot);
     registers_[r].slot = -1 - registers_[r].slot - 1;  // released: -2 - slot
   };
@@ -327,8 +331,7 @@ void Elementwise::allocate() {
     const int at = static_cast<int>(i);
     if (step.load >= 0) {
       Source& s = sources_[step.load];
-      const bool needs = s.load != nullptr || s.feed == Feed::PATTERN || s.feed == Feed::ROW_VALUE;
-      if (s.feed != Feed::FIXED && needs) s.slot = take();
+      if (!keeps(s) && (s.load != nullptr || s.feed == Feed::PATTERN)) s.slot = take();
       registers_[step.load].slot = s.slot;
       continue;
     }
@@ -346,7 +349,8 @@ void Elementwise::allocate() {
     for (const Source& s : sources_) scalars = scalars && (s.feed != Feed::FIXED || s.period == 1);
     if (scalars) block_ = 512;
   }
-  slot_bytes_ = align64(static_cast<size_t>(kBlock) * width);
+  // Not a multiple of 4 KiB: equal low address bits of loads and stores would look like dependences.
+  slot_bytes_ = align64(static_cast<size_t>(kBlock) * width) + 192;
 }
 
 bool Elementwise::build(const NodeDesc& node, const BuildContext& ctx) {
@@ -396,6 +400,19 @@ void Elementwise::prepare(const void* const* inputs, std::byte* scratch, int64_t
   }
 }
 
+// Inputs with one value per row: that of the row at hand.
+void Elementwise::row_values(const void* const* inputs, const int64_t* base, std::byte* scratch, int64_t n) const {
+  for (size_t k = 0; k < sources_.size(); ++k) {
+    const Source& s = sources_[k];
+    if (s.feed != Feed::ROW_VALUE) continue;
+    const auto* from = static_cast<const std::byte*>(inputs[k]) + base[k] * static_cast<int64_t>(s.size);
+    uint64_t value = 0;
+    if (s.load != nullptr) s.load(from, &value, 1);
+    else std::memcpy(&value, from, s.width);
+    fill_block(scratch + slot_bytes_ * static_cast<size_t>(s.slot), &value, s.width, n);
+  }
+}
+
 // Elements [at, at + n) of a broadcast input, run by run.
 void Elementwise::materialise(const Source& s, const std::byte* in, std::byte* to, int64_t at, int64_t n) const {
   const int last = dims_.rank - 1;
@@ -434,18 +451,13 @@ void Elementwise::block(const void** reg, const void* const* inputs, void* const
   for (const Instruction& step : code_) {
     if (step.load >= 0) {
       const Source& s = sources_[step.load];
-      if (s.feed == Feed::FIXED) {
+      if (keeps(s)) {
         reg[step.load] = slot(s.slot);
         continue;
       }
       const auto* in = static_cast<const std::byte*>(inputs[step.load]);
       const std::byte* from = in + at[step.load] * s.size;
-      if (s.feed == Feed::ROW_VALUE) {
-        uint64_t value = 0;
-        if (s.load != nullptr) s.load(from, &value, 1);
-        else std::memcpy(&value, from, s.width);
-        fill_block(slot(s.slot), &value, s.width, n);
-      } else if (s.feed == Feed::PATTERN) {
+      if (s.feed == Feed::PATTERN) {
         std::byte* to = s.load != nullptr ? narrow : slot(s.slot);
         materialise(s, in, to, out_at, n);
         if (s.load != nullptr) s.load(to, slot(s.slot), n);
@@ -479,8 +491,9 @@ void Elementwise::run(const RunContext& ctx, const void* const* inputs, void* co
   const int n_in = static_cast<int>(sources_.size());
   const int last = dims_.rank - 1;
   const int64_t row = by_rows_ ? dims_[last] : count_;
-  const int64_t step = std::min(block_, row);
+  int64_t step = std::min(block_, row);
   const int64_t segments = (row + step - 1) / step, rows = count_ / row;
+  if (by_rows_) step = ((row + segments - 1) / segments + 63) / 64 * 64;  // rows fall into equal parts
   share(ctx, rows * segments, static_cast<double>(step) * cost_, [&](int64_t begin, int64_t end, int slot) {
     std::byte* scratch = ctx.scratch + slot_bytes_ * slots_ * static_cast<size_t>(slot);
     prepare(inputs, scratch, step);
@@ -517,6 +530,7 @@ void Elementwise::run(const RunContext& ctx, const void* const* inputs, void* co
       for (int j = 0; j < last; ++j) base[i] += index[j] * sources_[i].stride[j];
     for (int64_t k = begin; k < end; ++k) {
       const int64_t from = segment * step, n = std::min(step, row - from);
+      if (k == begin || segment == 0) row_values(inputs, base.data(), scratch, step);
       for (int i = 0; i < n_in; ++i) at[i] = base[i] + from * sources_[i].stride[last];
       block(reg, inputs, outputs, scratch, at, r * row + from, n);
       if (++segment < segments) continue;

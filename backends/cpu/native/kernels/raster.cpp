@@ -5,7 +5,7 @@
 #include <string>
 
 #include "kernels/light.h"
-#include "simd.h"
+#include "kernels/numbers.h"
 
 namespace mnnpy::MNNPY_NS {
 namespace {
@@ -67,6 +67,15 @@ void interleave_columns(const T* x, int64_t from, T* y, int64_t rows) {
     for (int j = 0; j < J; ++j) y[i * J + j] = x[j * from + i];
 }
 
+template <class T, int R>
+void separate_rows(const T* x, T* y, int64_t to, int64_t columns) {
+  T* row[R];
+  for (int i = 0; i < R; ++i) row[i] = y + i * to;
+  MNNPY_IVDEP
+  for (int64_t j = 0; j < columns; ++j)
+    for (int i = 0; i < R; ++i) row[i][j] = x[j * R + i];
+}
+
 // y[i·to + j] = x[j·from + i], i < rows, j < columns.
 template <class T>
 void transpose(const T* x, int64_t from, T* y, int64_t to, int64_t rows, int64_t columns) {
@@ -75,17 +84,24 @@ void transpose(const T* x, int64_t from, T* y, int64_t to, int64_t rows, int64_t
     if (columns == 3) return interleave_columns<T, 3>(x, from, y, rows);
     if (columns == 4) return interleave_columns<T, 4>(x, from, y, rows);
   }
+  if (rows == from && rows <= 4) {
+    if (rows == 2) return separate_rows<T, 2>(x, y, to, columns);
+    if (rows == 3) return separate_rows<T, 3>(x, y, to, columns);
+    if (rows == 4) return separate_rows<T, 4>(x, y, to, columns);
+  }
   if constexpr (sizeof(T) <= 8) {
     constexpr int N = Tile<T>::N;
-    // Panels of rows: what is written stays within one cache's reach while the columns go by.
-    constexpr int64_t panel = 64;
+    // Whole cache lines are written at once: rows that lie a power of two apart would evict half-written ones.
+    constexpr int64_t line = 64 / sizeof(T), panel = 64;
     const int64_t full_columns = columns / N * N;
     for (int64_t i0 = 0; i0 < rows; i0 += panel) {
       const int64_t i1 = std::min(rows, i0 + panel), full = i0 + (i1 - i0) / N * N;
-      for (int64_t j = 0; j < full_columns; j += N) {
-        for (int64_t i = i0; i < full; i += N) Tile<T>::run(x + j * from + i, from, y + i * to + j, to);
+      for (int64_t j0 = 0; j0 < full_columns; j0 += line) {
+        const int64_t j1 = std::min(full_columns, j0 + line);
+        for (int64_t i = i0; i < full; i += N)
+          for (int64_t j = j0; j < j1; j += N) Tile<T>::run(x + j * from + i, from, y + i * to + j, to);
         for (int64_t i = full; i < i1; ++i)
-          for (int64_t c = j; c < j + N; ++c) y[i * to + c] = x[c * from + i];
+          for (int64_t j = j0; j < j1; ++j) y[i * to + j] = x[j * from + i];
       }
       for (int64_t j = full_columns; j < columns; ++j)
         for (int64_t i = i0; i < i1; ++i) y[i * to + j] = x[j * from + i];
