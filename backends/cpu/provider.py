@@ -132,6 +132,7 @@ class CpuDevice:
 
 def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
     """All passes between a segment and its native program."""
+    from mnnpy.backends.cpu.passes.attention import fuse_attention
     from mnnpy.backends.cpu.passes.fuse import fuse_elementwise, fuse_epilogues
     from mnnpy.backends.cpu.passes.layout import to_channels_last
     from mnnpy.backends.cpu.passes.widen import widen_half
@@ -140,6 +141,8 @@ def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
     graph = prune(widen_half(graph, WIDENED))
     if "layout" in optimize:
         graph = tidy(to_channels_last(graph), optimize)
+    if "fuse_attention" in optimize:
+        graph = prune(fuse_attention(graph))
     if "fuse_epilogue" in optimize:
         graph = prune(fuse_epilogues(graph))
     if "fuse_elementwise" in optimize:

@@ -129,7 +129,17 @@ def test_shared_keys_and_absent_keys() -> None:
     want = truth(q, k, v, None, 1.0)
     own = [0, kv * t * d, t * d, 0, d]
     rows = [0, kv * group * s * d, group * s * d, s * d, d]
-    attrs = {"batch": [b, kv, group], "q_len": s, "k_len": t, "dim": d, "v_dim": d, "q": rows, "k": own, "v": own, "out": rows}
+    attrs = {
+        "batch": [b, kv, group],
+        "q_len": s,
+        "k_len": t,
+        "dim": d,
+        "v_dim": d,
+        "q": rows,
+        "k": own,
+        "v": own,
+        "out": rows,
+    }
     [got] = run_kernel("FusedAttention", [q, k, v], [(want.shape, np.float32)], attrs)
     assert_close(got, want, 1e-6)
     q, k = make(1, 1, 6, 16), make(1, 1, 0, 16)
