@@ -34,6 +34,8 @@ __all__ = ["Context", "Executable", "Plan", "Step"]
 VALUE_PLAN_LIMIT = 16
 #: Plans that a loop body or a late part makes before interpreting it is weighed against planning again and again.
 INTERPRET_AFTER = 32
+#: Seconds of a compiled run above which interpreting is not even tried: heavy work belongs to kernels.
+INTERPRET_BELOW = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +232,13 @@ class Executable:
 
     def _weigh(self, plan: Plan, feeds: Sequence[Any], planning: float) -> None:
         """Interpret from now on if that would have been faster so far than planning for ever new shapes."""
-        host = self.context.host
-        graph = self.graph
-        program = host.compile(Segment(graph))
         begin = time.perf_counter()
         plan.run(feeds)
         compiled = time.perf_counter() - begin
+        if compiled > INTERPRET_BELOW:
+            return
+        host, graph = self.context.host, self.graph
+        program = host.compile(Segment(graph))
         begin = time.perf_counter()
         program.run(feeds)
         interpreted = time.perf_counter() - begin
@@ -266,6 +269,7 @@ class Executable:
         if self._wanted and self._ask:
             return None
         steps = self._steps(lowered)
+        _check_arenas(self.graph.name, steps, context.memory_limit)
         late = Executable(spec.late, context, self.depth + 1) if spec.late is not None else None
         outputs = tuple(lowered.names.get(n, n) for n in spec.outputs)
         if late is not None:
@@ -327,6 +331,17 @@ def _rename_inputs(graph: Graph, names: tuple[str, ...]) -> Graph:
         inputs=tuple(unique.values()),
         nodes=tuple(n.replace(inputs=tuple(new.get(i, i) for i in n.inputs)) for n in graph.nodes),
     )
+
+
+def _check_arenas(name: str, steps: Sequence[Step], limit: int) -> None:
+    """Refuse a plan whose programs need more memory together; programs allocate when they first run."""
+    sizes = {k: s.program.memory for k, s in enumerate(steps) if s.program is not None}
+    total = sum(m.get("arena", 0) + m.get("scratch", 0) for m in sizes.values())
+    if total > limit:
+        raise ModelError(
+            f"graph '{name}' needs {total / 2**20:.1f} MiB for intermediate values, more than the memory limit of "
+            f"{limit / 2**20:.1f} MiB; use smaller inputs or raise Options.memory_limit"
+        )
 
 
 def _check_memory(graph: Graph, limit: int) -> None:

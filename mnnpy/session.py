@@ -174,6 +174,8 @@ class Session:
 
     def _feeds(self, feeds: Mapping[str, Any]) -> list[Any]:
         args: list[Any] = [None] * len(self._positions)
+        if not hasattr(feeds, "items"):
+            raise InputError(f"feeds must map input names to arrays, got {type(feeds).__name__}; give {{name: array}}")
         try:
             for name, value in feeds.items():
                 args[self._positions[name]] = value

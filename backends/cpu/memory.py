@@ -6,6 +6,7 @@ input operand that dies in the same step. Arena offsets come from greedy placeme
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ __all__ = ["ALIGN", "Interval", "place"]
 
 ALIGN = 64
 #: Above this many buffers placement goes by time instead of by size, to stay near linear.
-GREEDY_LIMIT = 4000
+GREEDY_LIMIT = 2000
 
 
 @dataclass(slots=True)
@@ -44,9 +45,12 @@ def place(intervals: Sequence[Interval]) -> tuple[Mapping[str, int], int]:
             at = max(at, end)
         offsets[item.key] = at
         total = max(total, at + size)
-        placed.append((at, at + size, item))
-        placed.sort(key=lambda p: p[0])
+        insort(placed, (at, at + size, item), key=_begin)
     return offsets, total
+
+
+def _begin(entry: tuple[int, int, Interval]) -> int:
+    return entry[0]
 
 
 def _aligned(size: int) -> int:

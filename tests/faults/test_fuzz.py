@@ -18,7 +18,7 @@ def fuzz(seed: int, count: int) -> dict[str, int]:
         [sys.executable, "-W", "ignore", "-m", "tests.faults.fuzz_worker", str(seed), str(count)],
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=300,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
