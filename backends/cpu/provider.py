@@ -135,6 +135,8 @@ def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
     from mnnpy.backends.cpu.passes.attention import fuse_attention
     from mnnpy.backends.cpu.passes.fuse import fuse_elementwise, fuse_epilogues
     from mnnpy.backends.cpu.passes.layout import to_channels_last
+    from mnnpy.backends.cpu.passes.merge_matmul import merge_projections
+    from mnnpy.backends.cpu.passes.norm import fuse_add_norm
     from mnnpy.backends.cpu.passes.widen import widen_half
     from mnnpy.decompose.lower import prune, tidy
 
@@ -142,9 +144,13 @@ def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
     if "layout" in optimize:
         graph = tidy(to_channels_last(graph), optimize)
     if "fuse_attention" in optimize:
-        graph = prune(fuse_attention(graph))
+        graph = tidy(fuse_attention(prune(graph)), optimize & {"merge_vertical", "merge_horizontal"})
     if "fuse_epilogue" in optimize:
         graph = prune(fuse_epilogues(graph))
+    if "merge_matmul" in optimize:
+        graph = prune(merge_projections(graph))
+    if "fuse_norm" in optimize:
+        graph = prune(fuse_add_norm(graph))
     if "fuse_elementwise" in optimize:
         graph = prune(fuse_elementwise(graph))
     return graph

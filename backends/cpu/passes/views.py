@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 from mnnpy.decompose.raster import Region, row_major
@@ -71,7 +72,7 @@ def refine(*shapes: Sequence[int]) -> tuple[int, ...] | None:
             steps.add(step)
     ordered = sorted(steps)
     sizes = []
-    for low, high in zip(ordered, ordered[1:], strict=False):
+    for low, high in pairwise(ordered):
         if low == 0 or high % low:
             return None
         sizes.append(high // low)
