@@ -56,7 +56,7 @@ def same(got: Array, want: Array) -> Array:
     if t.is_float:
         wide = [v if t is DType.F64 else v.astype(np.float32) for v in (got, want)]
         equal |= np.isnan(wide[0]) & np.isnan(wide[1])
-    return equal
+    return np.asarray(equal)
 
 
 def check(source: Array, to: DType, isa: str, **attrs: Any) -> None:
@@ -145,5 +145,10 @@ def _stored(folder: str, n_inputs: int) -> list[tuple[list[Any], list[Any]]]:
     import onnx
 
     data = Path(folder) / "test_data_set_0"
-    read = lambda p: onnx.TensorProto.FromString(p.read_bytes())  # noqa: E731
+
+    def read(path: Path) -> Any:
+        message = onnx.TensorProto()
+        message.ParseFromString(path.read_bytes())
+        return message
+
     return [([read(data / f"input_{k}.pb") for k in range(n_inputs)], [read(data / "output_0.pb")])]

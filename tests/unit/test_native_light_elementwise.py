@@ -56,7 +56,7 @@ def ulps(got: Array, want: Array) -> float:
 def truth_of(fn: str, x: Array) -> Array:
     alpha, beta = PARAMETERS.get(fn, (0.0, 0.0))
     with np.errstate(all="ignore"):
-        return oracle("Unary")(x.astype(np.float64), fn=fn, alpha=alpha, beta=beta)
+        return np.asarray(oracle("Unary")(x.astype(np.float64), fn=fn, alpha=alpha, beta=beta))
 
 
 @pytest.mark.parametrize("fn", [f for f in UNARY if f not in ("Not", "BitwiseNot")])
@@ -113,7 +113,7 @@ def test_unary_other_floats(fn: str, dtype: DType, isa: str) -> None:
 
 
 def int_values(dtype: DType, n: int, seed: int) -> Array:
-    info = ml_dtypes.iinfo(dtype.numpy)
+    info = ml_dtypes.iinfo(dtype.numpy)  # type: ignore[no-untyped-call]
     rng = np.random.default_rng(seed)
     wide = rng.integers(info.min, info.max, n, dtype=np.int64 if dtype.is_signed else np.uint64, endpoint=True)
     small = rng.integers(max(-3, info.min), min(4, info.max), n // 2, endpoint=True).astype(wide.dtype)

@@ -125,7 +125,7 @@ def test_gather(dtype: DType, isa: str) -> None:
         x = data(dtype, shape)
         for kind in (np.int32, np.int64):
             index = np.random.default_rng(1).integers(-9, 9, picks).astype(kind)
-            want = np.take(x, index, axis=axis, mode="wrap")
+            want = np.asarray(np.take(x, np.mod(index, 9).astype(np.int64), axis=axis))
             (got,) = run_op("Gather", {"axis": axis}, [x, index], [(dtype, want.shape)], isa=isa, threads=2)
             assert np.array_equal(got, want)
 

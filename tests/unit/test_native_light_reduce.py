@@ -131,7 +131,7 @@ def softmax(x: Array, axis: int, log: bool) -> Array:
     with np.errstate(all="ignore"):
         shifted = x - x.max(axis, keepdims=True)
         total = np.exp(shifted).sum(axis, keepdims=True)
-        return shifted - np.log(total) if log else np.exp(shifted) / total
+        return np.asarray(shifted - np.log(total) if log else np.exp(shifted) / total)
 
 
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
@@ -175,7 +175,7 @@ def test_row_norms(n: int, isa: str) -> None:
 
     def layer(v: Array) -> Array:
         w = v.astype(np.float64)
-        return (w - w.mean(-1, keepdims=True)) / np.sqrt(w.var(-1, keepdims=True) + 1e-5)
+        return np.asarray((w - w.mean(-1, keepdims=True)) / np.sqrt(w.var(-1, keepdims=True) + 1e-5))
 
     out = [(DType.F32, x.shape)]
     (got,) = run_op("LayerNormalization", {"axis": -1, "epsilon": 1e-5}, [x, scale, bias], out, isa=isa, threads=2)
