@@ -70,7 +70,7 @@ class BuildNative(build_ext):
             for source in sources:
                 target = out / group / f"{source.stem}.o"
                 jobs.append((source, target, [*common, *flags, "-c", str(source), "-o", str(target)]))
-        stale = [j for j in jobs if _stale(j[0], j[1])]
+        stale = [j for j in jobs if _stale(j)]
         stale.sort(key=lambda j: -j[0].stat().st_size)  # long ones first
         with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as workers:
             for _ in workers.map(_compile, stale):
@@ -107,13 +107,17 @@ def _fresh(target: Path, moment: float) -> bool:
     return target.exists() and target.stat().st_mtime >= moment
 
 
-def _stale(source: Path, target: Path) -> bool:
-    """Whether the object is missing or older than its source, a header it includes, or this file."""
+def _stale(job: tuple[Path, Path, list[str]]) -> bool:
+    """Whether the object is missing, older than its source or a header it includes, or made by another command."""
+    source, target, command = job
     listing = target.with_suffix(".d")
     if not target.exists() or not listing.exists():
         return True
+    told = listing.with_suffix(".cmd")
+    if not told.exists() or told.read_text() != "\n".join(command):
+        return True
     rule = listing.read_text().replace("\\\n", " ").split(":", 1)[-1]
-    needs = [source, Path(__file__), *(Path(p) for p in rule.split())]
+    needs = [source, *(Path(p) for p in rule.split())]
     built = target.stat().st_mtime
     return any(not p.exists() or p.stat().st_mtime > built for p in needs)
 
@@ -127,6 +131,7 @@ def _compile(job: tuple[Path, Path, list[str]]) -> None:
     _execute([*command[:-1], str(staged), "-MMD", "-MF", str(target.with_suffix(".d"))])
     os.utime(staged, (started, started))  # a source that changes while it is compiled stays newer
     staged.replace(target)
+    target.with_suffix(".cmd").write_text("\n".join(command))
 
 
 def _execute(command: list[str]) -> None:

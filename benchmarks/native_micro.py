@@ -88,6 +88,15 @@ BERT = [
 ]  # fmt: skip
 
 
+def aligned(a: Array) -> Array:
+    """A copy at a 64-byte boundary, as tensors inside a network have it."""
+    raw = np.empty(a.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    out = raw[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
+
+
 def peak(threads: int) -> float:
     """Best GFLOP/s of a product that stays in cache: what the register tile reaches."""
     layer = Gemm(192 * threads, 512, 192)
@@ -100,11 +109,11 @@ def native(layer: Conv | Gemm, threads: int, algorithm: str) -> tuple[Callable[[
     rng = np.random.default_rng(0)
 
     def make(*shape: int) -> Array:
-        return rng.standard_normal(shape).astype(np.float32)
+        return aligned(rng.standard_normal(shape).astype(np.float32))
 
     if isinstance(layer, Conv):
         x, w, b = make(1, layer.size, layer.size, layer.c), make(layer.m, layer.c // layer.group, *(layer.kernel,) * 2), make(layer.m)
-        y = np.empty((1, layer.out, layer.out, layer.m), np.float32)
+        y = aligned(np.zeros((1, layer.out, layer.out, layer.m), np.float32))
         attrs = {"strides": (layer.stride,) * 2, "pads": (layer.kernel // 2,) * 4, "dilations": (1, 1), "group": layer.group,
                  "layout": "NHWC", "act": "Relu", "algorithm": algorithm}  # fmt: skip
         tensors = [("f32", x.shape, "input", 0), ("f32", w.shape, "constant", w), ("f32", b.shape, "constant", b),
@@ -114,7 +123,7 @@ def native(layer: Conv | Gemm, threads: int, algorithm: str) -> tuple[Callable[[
     else:
         x = make(layer.batch, layer.m, layer.k)
         w = make(layer.k, layer.n) if layer.batch == 1 else make(layer.batch, layer.k, layer.n)
-        y = np.empty((layer.batch, layer.m, layer.n), np.float32)
+        y = aligned(np.zeros((layer.batch, layer.m, layer.n), np.float32))
         second = ("f32", w.shape, "constant", w) if layer.batch == 1 else ("f32", w.shape, "input", 1)
         tensors = [("f32", x.shape, "input", 0), second, ("f32", y.shape, "output", 0)]
         program = _native.Program(tensors, [("MatMul", "layer", {}, [0, 1], [2])], 0, threads)
@@ -127,21 +136,21 @@ def ort(layer: Conv | Gemm, threads: int) -> Callable[[], None]:
     rng = np.random.default_rng(0)
 
     def make(*shape: int) -> Array:
-        return rng.standard_normal(shape).astype(np.float32)
+        return aligned(rng.standard_normal(shape).astype(np.float32))
 
     def value(name: str, a: Array) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape)
 
     if isinstance(layer, Conv):
         x, w, b = make(1, layer.c, layer.size, layer.size), make(layer.m, layer.c // layer.group, *(layer.kernel,) * 2), make(layer.m)
-        y = np.empty((1, layer.m, layer.out, layer.out), np.float32)
+        y = aligned(np.zeros((1, layer.m, layer.out, layer.out), np.float32))
         nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[layer.stride] * 2, pads=[layer.kernel // 2] * 4,
                                   group=layer.group), helper.make_node("Relu", ["c"], ["y"])]  # fmt: skip
         inputs, constants = {"x": x}, {"w": w, "b": b}
     else:
         x = make(layer.batch, layer.m, layer.k)
         w = make(layer.k, layer.n) if layer.batch == 1 else make(layer.batch, layer.k, layer.n)
-        y = np.empty((layer.batch, layer.m, layer.n), np.float32)
+        y = aligned(np.zeros((layer.batch, layer.m, layer.n), np.float32))
         nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
         inputs, constants = ({"x": x}, {"w": w}) if layer.batch == 1 else ({"x": x, "w": w}, {})
     graph = helper.make_graph(nodes, "layer", [value(k, v) for k, v in inputs.items()], [value("y", y)],

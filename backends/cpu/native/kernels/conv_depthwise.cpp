@@ -20,69 +20,52 @@ struct Line {  // one output line of one block of channels
   int lanes;                   // of the last vector
 };
 
-// P pixels from output column `ow`, kernel columns [k0, k1) (all inside the input), NV vectors of channels.
 template <int P, int NV>
-MNNPY_INLINE void pixels(const Line& l, const Epilogue& e, int64_t ow, int64_t iw, int64_t k0, int64_t k1) {
-  VF acc[P][NV];
-  const bool whole = l.lanes == W;
+MNNPY_INLINE void start(const Line& l, VF (&acc)[P][NV]) {
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) {
     VF b{};
-    if (l.bias != nullptr) b = v == NV - 1 && !whole ? load_partial(l.bias + v * W, l.lanes) : load(l.bias + v * W);
-#pragma GCC unroll 4
+    if (l.bias != nullptr) b = v == NV - 1 ? load_partial(l.bias + v * W, l.lanes) : load(l.bias + v * W);
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) acc[p][v] = b;
   }
-  const auto body = [&](auto read) {
-    for (int q = 0; q < l.count; ++q) {
-      const float* x = l.rows[q] + (iw + k0 * l.dilation) * l.pixel;
-      const float* w = l.weights[q] + k0 * l.weight_pitch;
-      for (int64_t k = k0; k < k1; ++k, x += l.dilation * l.pixel, w += l.weight_pitch) {
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-          const VF wv = load(w + v * W);
-#pragma GCC unroll 4
-          for (int p = 0; p < P; ++p) acc[p][v] += wv * read(x + p * l.step * l.pixel + v * W, v);
-        }
-      }
-    }
-  };
-  if (whole)
-    body([](const float* p, int) { return load(p); });
-  else
-    body([&](const float* p, int v) { return v == NV - 1 ? load_partial(p, l.lanes) : load(p); });
+}
 
-#pragma GCC unroll 4
-  for (int p = 0; p < P; ++p) {
-    VF* a = acc[p];
-    if (l.residual != nullptr) {
+// Residual, activation and store of P pixels from output column `ow`.
+template <int P, int NV>
+MNNPY_INLINE void finish(const Line& l, const Epilogue& e, int64_t ow, VF (&acc)[P][NV]) {
+  const bool whole = l.lanes == W;
+  if (l.residual != nullptr) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const float* r = l.residual + (ow + p) * l.out_pixel + v * W;
-        a[v] += v == NV - 1 && !whole ? load_partial(r, l.lanes) : load(r);
+        acc[p][v] += v == NV - 1 ? load_partial(r, l.lanes) : load(r);
       }
-    }
-    if (e.act == Act::RELU) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) a[v] = max_second(VF{}, a[v]);
-    } else if (e.act == Act::CLIP) {
-      const VF low = splat(e.act_alpha), high = splat(e.act_beta);
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) a[v] = vclip(a[v], low, high);
-    }
   }
-  if (!is_clip(e.act)) {
-    VF copy[P * NV];
+  if (is_clip(e.act)) {
+    if (e.act != Act::NONE) {
+      const VF low = splat(e.act == Act::RELU ? 0.0f : e.act_alpha);
+      const VF high = splat(e.act == Act::RELU ? __builtin_inff() : e.act_beta);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[p][v] = vclip(acc[p][v], low, high);
+    }
+  } else {
+    VF copy[P * NV];
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) copy[p * NV + v] = acc[p][v];
     activate_block(e, copy, P * NV);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[p][v] = copy[p * NV + v];
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
@@ -92,6 +75,79 @@ MNNPY_INLINE void pixels(const Line& l, const Epilogue& e, int64_t ow, int64_t i
       else
         store(to, acc[p][v]);
     }
+}
+
+// P pixels of a kernel whose width and stride are known: every input vector is loaded once per kernel line.
+// Vectors may be read beyond the last channel only where the caller says that `lanes` is W.
+template <int KW, int S, int P, int NV>
+[[gnu::noinline]] void group(const Line& l, const Epilogue& e, int64_t ow, int64_t iw) {
+  VF acc[P][NV];
+  start<P, NV>(l, acc);
+  for (int q = 0; q < l.count; ++q) {
+    const float* x = l.rows[q] + iw * l.pixel;
+    VF w[KW][NV];
+#pragma GCC unroll 8
+    for (int k = 0; k < KW; ++k)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) w[k][v] = load(l.weights[q] + k * l.weight_pitch + v * W);
+#pragma GCC unroll 16
+    for (int i = 0; i < (P - 1) * S + KW; ++i, x += l.pixel) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const VF in = load(x + v * W);
+#pragma GCC unroll 8
+        for (int k = 0; k < KW; ++k)
+          if ((i - k) % S == 0 && i >= k && (i - k) / S < P) acc[(i - k) / S][v] += w[k][v] * in;
+      }
+    }
+  }
+  finish<P, NV>(l, e, ow, acc);
+}
+
+// P pixels from output column `ow`, kernel columns [k0, k1) (all inside the input).
+template <int P, int NV>
+[[gnu::noinline]] void pixels(const Line& l, const Epilogue& e, int64_t ow, int64_t iw, int64_t k0, int64_t k1) {
+  VF acc[P][NV];
+  start<P, NV>(l, acc);
+  const auto body = [&](auto read) {
+    for (int q = 0; q < l.count; ++q) {
+      const float* x = l.rows[q] + (iw + k0 * l.dilation) * l.pixel;
+      const float* w = l.weights[q] + k0 * l.weight_pitch;
+      for (int64_t k = k0; k < k1; ++k, x += l.dilation * l.pixel, w += l.weight_pitch) {
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+          const VF wv = load(w + v * W);
+#pragma GCC unroll 8
+          for (int p = 0; p < P; ++p) acc[p][v] += wv * read(x + p * l.step * l.pixel + v * W, v);
+        }
+      }
+    }
+  };
+  if (l.lanes == W)
+    body([](const float* p, int) { return load(p); });
+  else
+    body([&](const float* p, int v) { return v == NV - 1 ? load_partial(p, l.lanes) : load(p); });
+  finish<P, NV>(l, e, ow, acc);
+}
+
+// Columns [begin, end), all of whose kernel positions lie inside the input, in groups of nearly equal width.
+template <int KW, int S, int NV>
+void inner(const Line& l, const Epilogue& e, int64_t begin, int64_t end, int64_t before) {
+  constexpr int64_t kMost = S == 1 ? 6 : 4;
+  int64_t left = end - begin;
+  for (int64_t ow = begin; left > 0;) {
+    const int64_t groups = (left + kMost - 1) / kMost, p = (left + groups - 1) / groups, iw = ow * S - before;
+    switch (p) {
+      case 1: group<KW, S, 1, NV>(l, e, ow, iw); break;
+      case 2: group<KW, S, 2, NV>(l, e, ow, iw); break;
+      case 3: group<KW, S, 3, NV>(l, e, ow, iw); break;
+      case 4: group<KW, S, 4, NV>(l, e, ow, iw); break;
+      case 5: group<KW, S, S == 1 ? 5 : 1, NV>(l, e, ow, iw); break;
+      default: group<KW, S, S == 1 ? 6 : 1, NV>(l, e, ow, iw); break;
+    }
+    ow += p;
+    left -= p;
+  }
 }
 
 class ConvDepthwise final : public Kernel {
@@ -189,13 +245,16 @@ class ConvDepthwise final : public Kernel {
     const int64_t room = s_.in[2] - 1 - reach + s_.before[2];
     const int64_t inner1 = room < 0 ? inner0 : std::clamp(room / step + 1, inner0, s_.out[2]);
     for (int64_t ow = 0; ow < inner0; ++ow) edge<NV>(l, ow);
-    int64_t ow = inner0;
-    for (; ow + kPixels <= inner1; ow += kPixels) pixels<kPixels, NV>(l, epilogue_, ow, ow * step - s_.before[2], 0, s_.kernel[2]);
-    const int64_t left = inner1 - ow;
-    if (left == 3) pixels<3, NV>(l, epilogue_, ow, ow * step - s_.before[2], 0, s_.kernel[2]);
-    if (left == 2) pixels<2, NV>(l, epilogue_, ow, ow * step - s_.before[2], 0, s_.kernel[2]);
-    if (left == 1) pixels<1, NV>(l, epilogue_, ow, ow * step - s_.before[2], 0, s_.kernel[2]);
-    for (ow = inner1; ow < s_.out[2]; ++ow) edge<NV>(l, ow);
+    if (lanes == W && s_.dilation[2] == 1 && s_.kernel[2] == 3 && step <= 2) {
+      (step == 1 ? inner<3, 1, NV> : inner<3, 2, NV>)(l, epilogue_, inner0, inner1, s_.before[2]);
+    } else if (lanes == W && s_.dilation[2] == 1 && s_.kernel[2] == 5 && step <= 2) {
+      (step == 1 ? inner<5, 1, NV> : inner<5, 2, NV>)(l, epilogue_, inner0, inner1, s_.before[2]);
+    } else {
+      int64_t ow = inner0;
+      for (; ow + kPixels <= inner1; ow += kPixels) pixels<kPixels, NV>(l, epilogue_, ow, ow * step - s_.before[2], 0, s_.kernel[2]);
+      for (; ow < inner1; ++ow) pixels<1, NV>(l, epilogue_, ow, ow * step - s_.before[2], 0, s_.kernel[2]);
+    }
+    for (int64_t ow = inner1; ow < s_.out[2]; ++ow) edge<NV>(l, ow);
   }
 
   template <int NV>

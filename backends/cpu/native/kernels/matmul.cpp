@@ -252,41 +252,39 @@ class MatMulF32 final : public Kernel {
     });
   }
 
-  // One row of A against a B that is used once: streams B as it lies.
+  // One row of A against a B that is used once: streams B as it lies, a few rows of it at a time.
   void axpys(const RunContext& ctx, const float* a, const float* b, float* c, const Epilogue& e) const {
-    constexpr int64_t kColumns = 4 * W;
-    const int64_t groups = (p_.n + kColumns - 1) / kColumns;
-    const int64_t step = chunk_rows(groups, p_.k * kColumns), parts = (groups + step - 1) / step;
+    constexpr int64_t kColumns = 1024;
+    const int64_t wanted = ctx.pool->threads() == 1 || p_.k * p_.n < 65536 ? 1 : ctx.pool->threads() * 4;
+    const int64_t even = ((p_.n + wanted - 1) / wanted + W - 1) / W * W;
+    const int64_t step = std::clamp<int64_t>(even, std::min<int64_t>(256, kColumns), kColumns), parts = (p_.n + step - 1) / step;
     ctx.pool->parallel_for(p_.batches * parts, [&](int64_t chunk, int) {
-      const int64_t q = chunk / parts;
+      const int64_t q = chunk / parts, j0 = chunk % parts * step, count = std::min(step, p_.n - j0);
       const auto at = static_cast<size_t>(q);
       const float* x = a + p_.a_batch[at] * p_.k;
-      const int64_t end = std::min(p_.n, (chunk % parts + 1) * step * kColumns);
-      for (int64_t j = chunk % parts * step * kColumns; j < end; j += kColumns) {
-        const float* from = b + p_.b_batch[at] * p_.k * p_.n + j;
-        const int64_t count = std::min(kColumns, p_.n - j);
-        VF s0{}, s1{}, s2{}, s3{};
-        if (count == kColumns) {
-          for (int64_t k = 0; k < p_.k; ++k, from += p_.n) {
-            s0 += x[k] * load(from);
-            s1 += x[k] * load(from + W);
-            s2 += x[k] * load(from + 2 * W);
-            s3 += x[k] * load(from + 3 * W);
-          }
-        } else {
-          const auto lanes = [&](int64_t v) { return static_cast<int>(std::clamp<int64_t>(count - v * W, 0, W)); };
-          for (int64_t k = 0; k < p_.k; ++k, from += p_.n) {
-            s0 += x[k] * load_partial(from, lanes(0));
-            if (count > W) s1 += x[k] * load_partial(from + W, lanes(1));
-            if (count > 2 * W) s2 += x[k] * load_partial(from + 2 * W, lanes(2));
-            if (count > 3 * W) s3 += x[k] * load_partial(from + 3 * W, lanes(3));
-          }
-        }
-        float sums[kColumns];
-        store(sums, s0), store(sums + W, s1), store(sums + 2 * W, s2), store(sums + 3 * W, s3);
-        finish(sums, e.residual != nullptr ? e.residual + q * p_.n + j : nullptr, count, j, e);
-        std::copy(sums, sums + count, c + q * p_.n + j);
+      const float* from = b + p_.b_batch[at] * p_.k * p_.n + j0;
+      alignas(64) float sums[kColumns];
+      for (int64_t j = 0; j < count; j += W) store(sums + j, VF{});
+      int64_t k = 0;
+      for (; k + 4 <= p_.k; k += 4, from += 4 * p_.n) {
+        const VF x0 = splat(x[k]), x1 = splat(x[k + 1]), x2 = splat(x[k + 2]), x3 = splat(x[k + 3]);
+        const auto rows = [&](auto read, int64_t j) {
+          const float* p = from + j;
+          const VF s = load(sums + j) + x0 * read(p) + x1 * read(p + p_.n);
+          store(sums + j, s + (x2 * read(p + 2 * p_.n) + x3 * read(p + 3 * p_.n)));
+        };
+        int64_t j = 0;
+        for (; j + W <= count; j += W) rows([](const float* p) { return load(p); }, j);
+        const int left = static_cast<int>(count - j);
+        if (left > 0) rows([left](const float* p) { return load_partial(p, left); }, j);
       }
+      for (; k < p_.k; ++k, from += p_.n)
+        for (int64_t j = 0; j < count; j += W) {
+          const int lanes = static_cast<int>(std::min<int64_t>(W, count - j));
+          store(sums + j, load(sums + j) + x[k] * load_partial(from + j, lanes));
+        }
+      finish(sums, e.residual != nullptr ? e.residual + q * p_.n + j0 : nullptr, count, j0, e);
+      std::copy(sums, sums + count, c + q * p_.n + j0);
     });
   }
 
