@@ -82,6 +82,7 @@ class Segment:
     graph: Graph
     precision: str = "normal"
     threads: int = 0
+    tuning: float = 0.0  #: seconds that may be spent on measuring candidates
     optimize: frozenset[str] = frozenset()  #: names of the device's own optimisations that are switched on
 
 

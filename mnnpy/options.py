@@ -25,6 +25,8 @@ class Options:
     threads: worker threads of the CPU backend, 0 = one per available core.
     precision: ``high`` strict fp32 with direct algorithms, ``normal`` fp32 within 3e-5 of the output's maximum,
         ``low`` bf16/fp16 arithmetic where a backend has it.
+    tuning: seconds that planning may spend on measuring algorithms; decisions are kept on disk (``MNNPY_CACHE_DIR``),
+        so the next Session on this machine pays nothing. 0 leaves the choice to the cost model.
     optimize: names out of ``OPTIMIZATIONS``; all by default.
     fallback: allow ops that no chosen backend supports to run on ``reference`` (host ops always may); every
         op that fell back is named in ``Session.explain()``.
@@ -34,6 +36,7 @@ class Options:
 
     threads: int = 0
     precision: str = "normal"
+    tuning: float = 0.5
     optimize: frozenset[str] = OPTIMIZATIONS
     fallback: bool = False
     max_plans: int = 32
@@ -49,6 +52,8 @@ class Options:
             near = difflib.get_close_matches(unknown[0], OPTIMIZATIONS, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(OPTIMIZATIONS))}"
             raise InputError(f"unknown optimisation '{unknown[0]}'{hint}")
+        if not 0 <= self.tuning <= 3600:
+            raise InputError(f"tuning={self.tuning}: give 0 to 3600 seconds")
         if self.max_plans < 1:
             raise InputError(f"max_plans={self.max_plans}: at least 1")
 

@@ -309,7 +309,7 @@ class Executable:
             del constants
             return Step("control", read, node.outputs, part.graph, None, node, bodies, assignments)
         device = self.context.host if part.device == HOST else self.context.devices[part.device]
-        segment = Segment(part.graph, options.precision, options.thread_count, options.optimize)
+        segment = Segment(part.graph, options.precision, options.thread_count, options.tuning, options.optimize)
         return Step(device.info.backend, inputs, outputs, part.graph, device.compile(segment), None, {}, assignments)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
 
 import pytest
+
+# Tuning records of tests stay out of the user's cache; workers of one run share a folder by inheritance.
+os.environ.setdefault("MNNPY_CACHE_DIR", tempfile.mkdtemp(prefix="mnnpy-tests-"))
 
 MARKERS = {
     "slow": "takes more than about ten seconds on two cores",

@@ -116,8 +116,11 @@ class CpuDevice:
     def compile(self, segment: Segment) -> Program:
         """Run the passes that are switched on and build the native program."""
         from mnnpy.backends.cpu.program import build_program
+        from mnnpy.backends.cpu.select import Tuner, records, select_algorithms
 
         graph = lower(segment.graph, segment.optimize)
+        tuner = Tuner(segment.threads, segment.tuning, records()) if segment.tuning > 0 else None
+        graph = select_algorithms(graph, segment.precision, tuner)
         return build_program(graph, segment.threads, in_place="in_place" in segment.optimize)
 
     def upload(self, array: Array) -> Array:
@@ -137,12 +140,15 @@ def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
     from mnnpy.backends.cpu.passes.layout import to_channels_last
     from mnnpy.backends.cpu.passes.merge_matmul import merge_projections
     from mnnpy.backends.cpu.passes.norm import fuse_add_norm
+    from mnnpy.backends.cpu.passes.views import constant_gathers
     from mnnpy.backends.cpu.passes.widen import widen_half
     from mnnpy.decompose.lower import prune, tidy
 
     graph = prune(widen_half(graph, WIDENED))
     if "layout" in optimize:
         graph = tidy(to_channels_last(graph), optimize)
+    if "merge_vertical" in optimize:
+        graph = tidy(constant_gathers(graph), optimize & {"merge_vertical", "merge_horizontal"})
     if "fuse_attention" in optimize:
         graph = tidy(fuse_attention(prune(graph)), optimize & {"merge_vertical", "merge_horizontal"})
     if "fuse_epilogue" in optimize:

@@ -1,0 +1,103 @@
+"""Tuning records: JSON lines on disk, one measured decision a line, shared by processes.
+
+A line holds the task's key, the fingerprint of device and build, every candidate with its samples, the decision
+and the reason. Lines are appended in one write, so writers never tear each other's; corrupt or foreign lines are
+skipped with one warning; a folder that cannot be written leaves the records in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["SCHEMA", "Record", "Records", "cache_folder"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One decision: *samples* are seconds per run of each candidate, in order of measurement."""
+
+    key: str
+    fingerprint: str
+    samples: Mapping[str, Sequence[float]]
+    decision: str
+    reason: str
+
+
+def cache_folder() -> Path:
+    """``MNNPY_CACHE_DIR``, else the user's cache folder by the XDG convention."""
+    given = os.environ.get("MNNPY_CACHE_DIR")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnnpy"
+
+
+class Records:
+    """Decisions of one device, by task key. Safe to use from several threads."""
+
+    def __init__(self, fingerprint: str, path: Path | None) -> None:
+        self.fingerprint = fingerprint
+        self.path = path
+        self._found: dict[str, Record] | None = None
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Record | None:
+        """The newest decision for *key* on this device and build."""
+        with self._lock:
+            return self._all().get(key)
+
+    def add(self, record: Record) -> None:
+        """Remember a decision; on disk too, where that is possible."""
+        with self._lock:
+            self._all()[record.key] = record
+            if self.path is None:
+                return
+            line = json.dumps({"schema": SCHEMA, **asdict(record)}, separators=(",", ":")) + "\n"
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                try:
+                    os.write(handle, line.encode())
+                finally:
+                    os.close(handle)
+            except OSError as error:
+                warnings.warn(f"tuning records cannot be written to {self.path}: {error}", RuntimeWarning, stacklevel=2)
+                self.path = None
+
+    def _all(self) -> dict[str, Record]:
+        if self._found is None:
+            self._found = {}
+            for record in self._read():
+                if record.fingerprint == self.fingerprint:
+                    self._found[record.key] = record
+        return self._found
+
+    def _read(self) -> list[Record]:
+        if self.path is None:
+            return []
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except OSError:
+            return []
+        records, bad = [], 0
+        for line in lines:
+            try:
+                row = json.loads(line)
+                if row.pop("schema") != SCHEMA:
+                    continue
+                record = Record(**row)
+                if not isinstance(record.key, str) or record.decision not in record.samples:
+                    raise ValueError("incomplete record")
+                records.append(record)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                bad += 1
+        if bad:
+            warnings.warn(f"{bad} unreadable line(s) in {self.path} were skipped", RuntimeWarning, stacklevel=2)
+        return records
