@@ -179,3 +179,66 @@ def speech_conv() -> tuple[onnx.ModelProto, Feeds]:
     y = n.op("Transpose", y, perm=[2, 0, 1])
     out, last, cell = n.op("LSTM", y, n.w(1, 24, 8), n.w(1, 24, 6), n.w(1, 48), hidden_size=6, outputs=3)
     return n.finish(out, last, cell)
+
+
+def _linear(n: Net, x: str, inner: int, outer: int) -> str:
+    return n.op("Add", n.op("MatMul", x, n.w(inner, outer, scale=inner**-0.5)), n.w(outer))  # type: ignore[no-any-return]
+
+
+@model
+def vision_attention() -> tuple[onnx.ModelProto, Feeds]:
+    """One projection for queries, keys and values; a bias per head on the scores."""
+    n = Net(8)
+    b, s, h, d = 2, 19, 3, 8
+    x = n.input(b, s, h * d)
+    qkv = n.op("Reshape", _linear(n, x, h * d, 3 * h * d), n.ints(b, s, 3, h, d))
+    qkv = n.op("Transpose", qkv, perm=[2, 0, 3, 1, 4])
+    q, k, v = (n.op("Gather", qkv, n.const(i, np.int64), axis=0) for i in range(3))
+    q = n.op("Mul", q, n.const(d**-0.5))
+    p = n.op("Add", n.op("MatMul", q, n.op("Transpose", k, perm=[0, 1, 3, 2])), n.w(1, h, s, s, scale=1.0))
+    y = n.op("MatMul", n.op("Softmax", p, axis=-1), v)
+    y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(b, s, h * d))
+    y = n.op("Add", y, x)
+    return n.finish(n.op("LayerNormalization", y, n.w(h * d), n.w(h * d)), n.op("Relu", y))
+
+
+@model
+def masked_attention() -> tuple[onnx.ModelProto, Feeds]:
+    """A padding mask per batch, as BERT has it, and cross attention on a memory of another length."""
+    n = Net(9)
+    b, s, t, h, d = 2, 11, 6, 2, 12
+    x, memory = n.input(b, s, h * d), n.input(b, t, h * d)
+    mask = n.op("Where", n.op("Greater", n.input(b, 1, 1, s), n.const(-1.0)), n.const(0.0), n.const(-1e4))
+
+    def attend(a: str, m: str, size: int, masks: bool) -> str:
+        q, k, v = (
+            n.op("Transpose", n.op("Reshape", _linear(n, o, h * d, h * d), n.ints(0, 0, h, d)), perm=[0, 2, 1, 3])
+            for o in (a, m, m)
+        )
+        p = n.op("Div", n.op("MatMul", q, n.op("Transpose", k, perm=[0, 1, 3, 2])), n.const(d**0.5))
+        p = n.op("Softmax", n.op("Add", p, mask) if masks else p, axis=-1)
+        y = n.op("Transpose", n.op("MatMul", p, v), perm=[0, 2, 1, 3])
+        y = n.op("Add", a, _linear(n, n.op("Reshape", y, n.ints(0, 0, h * d)), h * d, h * d))
+        return n.op("LayerNormalization", y, n.w(h * d), n.w(h * d))  # type: ignore[no-any-return]
+
+    return n.finish(attend(attend(x, x, s, True), memory, t, False))
+
+
+@model
+def cached_attention() -> tuple[onnx.ModelProto, Feeds]:
+    """Decoding: one query on a cache that grows, masked by Where; and probabilities that are an output too."""
+    n = Net(10)
+    b, past, s, h, d = 2, 9, 1, 2, 16
+    x = n.input(b, s, h * d)
+    old_k, old_v = n.input(b, h, past, d), n.input(b, h, past, d)
+    q, k, v = (
+        n.op("Transpose", n.op("Reshape", n.op("MatMul", x, n.w(h * d, h * d)), n.ints(0, 0, h, d)), perm=[0, 2, 1, 3])
+        for _ in range(3)
+    )
+    keys, values = n.op("Concat", old_k, k, axis=2), n.op("Concat", old_v, v, axis=2)
+    scores = n.op("Mul", n.op("MatMul", q, n.op("Transpose", keys, perm=[0, 1, 3, 2])), n.const(0.25))
+    seen = n.const(np.arange(past + s)[None, None, None, :] > 1, np.bool_)
+    p = n.op("Softmax", n.op("Where", seen, scores, n.const(-3e38)), axis=3)
+    y = n.op("Reshape", n.op("Transpose", n.op("MatMul", p, values), perm=[0, 2, 1, 3]), n.ints(b, s, h * d))
+    plain = n.op("Softmax", n.op("MatMul", q, n.op("Transpose", old_k, perm=[0, 1, 3, 2])), axis=-1)
+    return n.finish(y, keys, values, plain, n.op("MatMul", plain, old_v))

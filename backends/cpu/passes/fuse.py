@@ -172,7 +172,11 @@ class _Epilogues:
             else:
                 scaled = w * factor
             head.node = head.node.replace(
-                inputs=(head.node.inputs[0], self._constant(scaled.astype(np.float32)), *head.node.inputs[2:])
+                inputs=(
+                    head.node.inputs[0],
+                    self._constant(scaled.astype(np.float32, copy=False)),
+                    *head.node.inputs[2:],
+                )
             )
         elif value.size == 1 and head.node.op == "MatMul" and not head.bias:
             head.attrs["alpha"] = float(head.attrs.get("alpha", 1.0)) * float(factor[0])

@@ -8,9 +8,9 @@ from math import prod
 
 from mnnpy.decompose.raster import Region, row_major
 from mnnpy.decompose.regions import coalesce, join_regions
-from mnnpy.graph.ir import Node
+from mnnpy.graph.ir import Graph, Node, TensorType
 
-__all__ = ["axis_strides", "refine", "split_axes", "swapped", "whole_region"]
+__all__ = ["axis_strides", "constant_gathers", "refine", "split_axes", "swapped", "whole_region"]
 
 
 def whole_region(node: Node) -> Region | None:
@@ -91,3 +91,30 @@ def split_axes(shape: Sequence[int], refined: Sequence[int]) -> list[tuple[int, 
             return None
         out.insert(0, tuple(run))
     return out if not rest else None
+
+
+def constant_gathers(graph: Graph) -> Graph:
+    """Every Gather of one constant position as a Raster, which other rasters can be merged with."""
+    nodes = [_taken(graph, n) if n.op == "Gather" else n for n in graph.nodes]
+    return (
+        graph.replace(nodes=tuple(nodes)) if any(a is not b for a, b in zip(nodes, graph.nodes, strict=True)) else graph
+    )
+
+
+def _taken(graph: Graph, node: Node) -> Node:
+    index = graph.constants.get(node.inputs[1])
+    source, result = graph.types.get(node.inputs[0]), graph.types.get(node.outputs[0])
+    if index is None or index.size != 1 or not isinstance(source, TensorType) or not isinstance(result, TensorType):
+        return node
+    if not source.is_static or not result.is_static or len(node.inputs) != 2:
+        return node
+    shape: tuple[int, ...] = source.shape  # type: ignore[assignment]
+    axis = node.attrs.get("axis", 0) % len(shape)
+    at = int(index.reshape(-1)[0])
+    at += shape[axis] if at < 0 else 0
+    if not 0 <= at < shape[axis]:
+        return node  # the kernel reports it
+    outer, inner = prod(shape[:axis]), prod(shape[axis + 1 :])
+    region = Region(0, (outer, inner), at * inner, (shape[axis] * inner, 1), 0, (inner, 1))
+    attrs = {"regions": (region,), "shape": result.shape, "fill": None}
+    return Node("Raster", node.inputs[:1], node.outputs, attrs, node.name)
