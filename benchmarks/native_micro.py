@@ -67,25 +67,68 @@ class Gemm:
 
 
 RESNET = [
-    Conv(224, 3, 64, 7, 2), Conv(56, 64, 64, 1), Conv(56, 64, 64, 3), Conv(56, 64, 256, 1), Conv(56, 256, 64, 1),
-    Conv(56, 256, 128, 1), Conv(56, 128, 128, 3, 2), Conv(28, 128, 512, 1), Conv(56, 256, 512, 1, 2),
-    Conv(28, 512, 128, 1), Conv(28, 128, 128, 3), Conv(28, 512, 256, 1), Conv(28, 256, 256, 3, 2),
-    Conv(14, 256, 1024, 1), Conv(28, 512, 1024, 1, 2), Conv(14, 1024, 256, 1), Conv(14, 256, 256, 3),
-    Conv(14, 1024, 512, 1), Conv(14, 512, 512, 3, 2), Conv(7, 512, 2048, 1), Conv(14, 1024, 2048, 1, 2),
-    Conv(7, 2048, 512, 1), Conv(7, 512, 512, 3),
-]  # fmt: skip
+    Conv(224, 3, 64, 7, 2),
+    Conv(56, 64, 64, 1),
+    Conv(56, 64, 64, 3),
+    Conv(56, 64, 256, 1),
+    Conv(56, 256, 64, 1),
+    Conv(56, 256, 128, 1),
+    Conv(56, 128, 128, 3, 2),
+    Conv(28, 128, 512, 1),
+    Conv(56, 256, 512, 1, 2),
+    Conv(28, 512, 128, 1),
+    Conv(28, 128, 128, 3),
+    Conv(28, 512, 256, 1),
+    Conv(28, 256, 256, 3, 2),
+    Conv(14, 256, 1024, 1),
+    Conv(28, 512, 1024, 1, 2),
+    Conv(14, 1024, 256, 1),
+    Conv(14, 256, 256, 3),
+    Conv(14, 1024, 512, 1),
+    Conv(14, 512, 512, 3, 2),
+    Conv(7, 512, 2048, 1),
+    Conv(14, 1024, 2048, 1, 2),
+    Conv(7, 2048, 512, 1),
+    Conv(7, 512, 512, 3),
+]
 MOBILENET = [
-    Conv(224, 3, 32, 3, 2), Conv(112, 32, 32, 3, 1, 32), Conv(112, 32, 16, 1), Conv(112, 16, 96, 1),
-    Conv(112, 96, 96, 3, 2, 96), Conv(56, 96, 24, 1), Conv(56, 24, 144, 1), Conv(56, 144, 144, 3, 1, 144),
-    Conv(56, 144, 24, 1), Conv(56, 144, 144, 3, 2, 144), Conv(28, 144, 32, 1), Conv(28, 32, 192, 1),
-    Conv(28, 192, 192, 3, 1, 192), Conv(28, 192, 192, 3, 2, 192), Conv(14, 192, 64, 1), Conv(14, 64, 384, 1),
-    Conv(14, 384, 384, 3, 1, 384), Conv(14, 384, 96, 1), Conv(14, 576, 576, 3, 2, 576), Conv(7, 576, 160, 1),
-    Conv(7, 160, 960, 1), Conv(7, 960, 960, 3, 1, 960), Conv(7, 960, 320, 1), Conv(7, 320, 1280, 1),
-]  # fmt: skip
+    Conv(224, 3, 32, 3, 2),
+    Conv(112, 32, 32, 3, 1, 32),
+    Conv(112, 32, 16, 1),
+    Conv(112, 16, 96, 1),
+    Conv(112, 96, 96, 3, 2, 96),
+    Conv(56, 96, 24, 1),
+    Conv(56, 24, 144, 1),
+    Conv(56, 144, 144, 3, 1, 144),
+    Conv(56, 144, 24, 1),
+    Conv(56, 144, 144, 3, 2, 144),
+    Conv(28, 144, 32, 1),
+    Conv(28, 32, 192, 1),
+    Conv(28, 192, 192, 3, 1, 192),
+    Conv(28, 192, 192, 3, 2, 192),
+    Conv(14, 192, 64, 1),
+    Conv(14, 64, 384, 1),
+    Conv(14, 384, 384, 3, 1, 384),
+    Conv(14, 384, 96, 1),
+    Conv(14, 576, 576, 3, 2, 576),
+    Conv(7, 576, 160, 1),
+    Conv(7, 160, 960, 1),
+    Conv(7, 960, 960, 3, 1, 960),
+    Conv(7, 960, 320, 1),
+    Conv(7, 320, 1280, 1),
+]
 BERT = [
-    Gemm(128, 768, 768), Gemm(128, 768, 3072), Gemm(128, 3072, 768), Gemm(128, 384, 1536), Gemm(128, 64, 128, 12),
-    Gemm(128, 128, 64, 12), Gemm(1, 2048, 1000), Gemm(1, 768, 768), Gemm(16, 768, 768), Gemm(512, 512, 512),
-]  # fmt: skip
+    Gemm(128, 768, 768),
+    Gemm(128, 768, 3072),
+    Gemm(128, 3072, 768),
+    Gemm(128, 384, 1536),
+    Gemm(128, 64, 128, 12),
+    Gemm(128, 128, 64, 12),
+    Gemm(1, 2048, 1000),
+    Gemm(1, 768, 768),
+    Gemm(16, 768, 768),
+    Gemm(512, 512, 512),
+]
 
 
 def aligned(a: Array) -> Array:
@@ -112,12 +155,27 @@ def native(layer: Conv | Gemm, threads: int, algorithm: str) -> tuple[Callable[[
         return aligned(rng.standard_normal(shape).astype(np.float32))
 
     if isinstance(layer, Conv):
-        x, w, b = make(1, layer.size, layer.size, layer.c), make(layer.m, layer.c // layer.group, *(layer.kernel,) * 2), make(layer.m)
+        x, w, b = (
+            make(1, layer.size, layer.size, layer.c),
+            make(layer.m, layer.c // layer.group, *(layer.kernel,) * 2),
+            make(layer.m),
+        )
         y = aligned(np.zeros((1, layer.out, layer.out, layer.m), np.float32))
-        attrs = {"strides": (layer.stride,) * 2, "pads": (layer.kernel // 2,) * 4, "dilations": (1, 1), "group": layer.group,
-                 "layout": "NHWC", "act": "Relu", "algorithm": algorithm}  # fmt: skip
-        tensors = [("f32", x.shape, "input", 0), ("f32", w.shape, "constant", w), ("f32", b.shape, "constant", b),
-                   ("f32", y.shape, "output", 0)]  # fmt: skip
+        attrs = {
+            "strides": (layer.stride,) * 2,
+            "pads": (layer.kernel // 2,) * 4,
+            "dilations": (1, 1),
+            "group": layer.group,
+            "layout": "NHWC",
+            "act": "Relu",
+            "algorithm": algorithm,
+        }
+        tensors = [
+            ("f32", x.shape, "input", 0),
+            ("f32", w.shape, "constant", w),
+            ("f32", b.shape, "constant", b),
+            ("f32", y.shape, "output", 0),
+        ]
         program = _native.Program(tensors, [("Convolution", "layer", attrs, [0, 1, 2], [3])], 0, threads)
         arrays = [x]
     else:
@@ -142,10 +200,23 @@ def ort(layer: Conv | Gemm, threads: int) -> Callable[[], None]:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape)
 
     if isinstance(layer, Conv):
-        x, w, b = make(1, layer.c, layer.size, layer.size), make(layer.m, layer.c // layer.group, *(layer.kernel,) * 2), make(layer.m)
+        x, w, b = (
+            make(1, layer.c, layer.size, layer.size),
+            make(layer.m, layer.c // layer.group, *(layer.kernel,) * 2),
+            make(layer.m),
+        )
         y = aligned(np.zeros((1, layer.m, layer.out, layer.out), np.float32))
-        nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[layer.stride] * 2, pads=[layer.kernel // 2] * 4,
-                                  group=layer.group), helper.make_node("Relu", ["c"], ["y"])]  # fmt: skip
+        nodes = [
+            helper.make_node(
+                "Conv",
+                ["x", "w", "b"],
+                ["c"],
+                strides=[layer.stride] * 2,
+                pads=[layer.kernel // 2] * 4,
+                group=layer.group,
+            ),
+            helper.make_node("Relu", ["c"], ["y"]),
+        ]
         inputs, constants = {"x": x}, {"w": w, "b": b}
     else:
         x = make(layer.batch, layer.m, layer.k)
@@ -153,8 +224,13 @@ def ort(layer: Conv | Gemm, threads: int) -> Callable[[], None]:
         y = aligned(np.zeros((layer.batch, layer.m, layer.n), np.float32))
         nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
         inputs, constants = ({"x": x}, {"w": w}) if layer.batch == 1 else ({"x": x, "w": w}, {})
-    graph = helper.make_graph(nodes, "layer", [value(k, v) for k, v in inputs.items()], [value("y", y)],
-                              [numpy_helper.from_array(v, k) for k, v in constants.items()])  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [value(k, v) for k, v in inputs.items()],
+        [value("y", y)],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -205,8 +281,11 @@ def main() -> None:
             mine, theirs = best([run, ort(layer, args.threads)], args.seconds)
             total = [total[0] + mine, total[1] + theirs]
             rate = layer.flops / mine / 1e9
-            print(f"{str(layer):34} {algorithm:16} {mine * 1e6:8.1f} us {rate:6.1f} GFLOP/s {rate / top:5.0%} of peak | "
-                  f"ort {theirs * 1e6:8.1f} us | {theirs / mine:5.2f}x", flush=True)  # fmt: skip
+            print(
+                f"{layer!s:34} {algorithm:16} {mine * 1e6:8.1f} us {rate:6.1f} GFLOP/s {rate / top:5.0%} of peak | "
+                f"ort {theirs * 1e6:8.1f} us | {theirs / mine:5.2f}x",
+                flush=True,
+            )
         print(f"{name}: {total[0] * 1e3:.2f} ms against {total[1] * 1e3:.2f} ms, {total[1] / total[0]:.2f}x")
 
 

@@ -36,9 +36,12 @@ CASES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]] = [
     ((0, 16, 2, 2), (16, 16, 1, 1), {}, ""),
 ]
 ACTIVATIONS: dict[str, Any] = {
-    "": lambda v: v, "Relu": lambda v: np.maximum(v, 0), "Clip": lambda v: np.clip(v, -0.5, 0.7),
-    "Silu": lambda v: v / (1 + np.exp(-v)), "HardSwish": lambda v: v * np.clip(v / 6 + 0.5, 0, 1),
-}  # fmt: skip
+    "": lambda v: v,
+    "Relu": lambda v: np.maximum(v, 0),
+    "Clip": lambda v: np.clip(v, -0.5, 0.7),
+    "Silu": lambda v: v / (1 + np.exp(-v)),
+    "HardSwish": lambda v: v * np.clip(v / 6 + 0.5, 0, 1),
+}
 
 
 def attributes(w: tuple[int, ...], given: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +53,9 @@ def last(a: Array) -> Array:
     return np.moveaxis(a, 1, -1)
 
 
-def check(case: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str], isa: str, threads: int, **extra: Any) -> None:
+def check(
+    case: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str], isa: str, threads: int, **extra: Any
+) -> None:
     x_shape, w_shape, given, act = case
     rng = np.random.default_rng(sum(x_shape))
     x, w, b = (rng.standard_normal(s).astype(np.float32) for s in (x_shape, w_shape, w_shape[:1]))
@@ -65,7 +70,9 @@ def check(case: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str], is
         for more in (None, residual):
             want = last(ACTIVATIONS[act](plain if more is None else plain + more))
             inputs = [last(x), w, b, None if more is None else last(more)]
-            [got] = run_kernel("Convolution", inputs, [(want.shape, np.float32)], fused, constant=constant, isa=isa, threads=threads)
+            [got] = run_kernel(
+                "Convolution", inputs, [(want.shape, np.float32)], fused, constant=constant, isa=isa, threads=threads
+            )
             assert_close(got, want, tolerance)
 
 
@@ -115,7 +122,15 @@ def test_winograd(isa: str, algorithm: str, case: Any) -> None:
             inputs = [last(x), w, b, None if more is None else last(more)]
             fused = {**attrs, "layout": "NHWC", "algorithm": algorithm, "act": act, "act_alpha": -0.5, "act_beta": 0.7}
             program: list[Any] = []
-            [got] = run_kernel("Convolution", inputs, [(want.shape, np.float32)], fused, constant=(1, 2), isa=isa, threads=threads,
-                               program=program)  # fmt: skip
+            [got] = run_kernel(
+                "Convolution",
+                inputs,
+                [(want.shape, np.float32)],
+                fused,
+                constant=(1, 2),
+                isa=isa,
+                threads=threads,
+                program=program,
+            )
             assert program[0].describe()[0]["algorithm"] == f"conv-{algorithm}"
             assert_close(got, want, 3e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
 import threading
@@ -23,7 +24,7 @@ def make(*shape: int) -> Array:
 
 def network(sizes: tuple[int, ...], batch: int, threads: int = 1) -> tuple[Any, Any]:
     """A chain of MatMul + Relu whose activations take turns in two arena slots; and the same in NumPy."""
-    weights = [make(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    weights = [make(a, b) for a, b in itertools.pairwise(sizes)]
     slot = (batch * max(sizes) * 4 + 63) // 64 * 64
     tensors: list[Any] = [("f32", (batch, sizes[0]), "input", 0)]
     steps: list[Any] = []
@@ -56,11 +57,16 @@ def test_chain_and_descriptions() -> None:
     assert (out == y).all()
     rows = program.describe()
     assert [r["name"] for r in rows] == ["layer0", "layer1", "layer2"]
-    assert rows[0]["op"] == "MatMul" and rows[0]["inputs"][0] == ("f32", (3, 64)) and rows[0]["attrs"] == {"act": "Relu"}
+    assert rows[0]["op"] == "MatMul"
+    assert rows[0]["inputs"][0] == ("f32", (3, 64))
+    assert rows[0]["attrs"] == {"act": "Relu"}
     profile = program.profile([x], [out])
-    assert [p[0] for p in profile] == [0, 1, 2] and all(p[2] >= 0 for p in profile)
+    assert [p[0] for p in profile] == [0, 1, 2]
+    assert all(p[2] >= 0 for p in profile)
     memory = program.memory
-    assert memory["constants"] == 0 and memory["weights"] == memory["packed"] > 0 and memory["arena"] >= 2 * 3 * 128 * 4
+    assert memory["constants"] == 0
+    assert memory["weights"] == memory["packed"] > 0
+    assert memory["arena"] >= 2 * 3 * 128 * 4
 
 
 def test_constants_are_let_go() -> None:
@@ -85,14 +91,20 @@ def test_constants_are_let_go() -> None:
 def test_aliases_and_unpacked_constants() -> None:
     x, c = make(4, 6), make(24)
     tensors = [
-        ("f32", (4, 6), "input", 0), ("f32", (24,), "constant", c), ("f32", (2, 6), "alias", (0, 48)), ("f32", (2, 6), "output", 0),
-        ("f32", (4, 6), "arena", 64), ("f32", (24,), "alias", (4, 0)), ("f32", (24,), "output", 1),
-    ]  # fmt: skip
+        ("f32", (4, 6), "input", 0),
+        ("f32", (24,), "constant", c),
+        ("f32", (2, 6), "alias", (0, 48)),
+        ("f32", (2, 6), "output", 0),
+        ("f32", (4, 6), "arena", 64),
+        ("f32", (24,), "alias", (4, 0)),
+        ("f32", (24,), "output", 1),
+    ]
     steps = [("Copy", "a", {}, [2], [3]), ("Copy", "b", {}, [1], [5]), ("Copy", "c", {}, [4], [6])]
     program = _native.Program(tensors, steps, 192)
     first, second = np.empty((2, 6), np.float32), np.empty(24, np.float32)
     program.run([x], [first, second])
-    assert (first == x[2:]).all() and (second == c).all()
+    assert (first == x[2:]).all()
+    assert (second == c).all()
     assert program.memory["constants"] == c.nbytes
 
 
@@ -120,13 +132,20 @@ def test_bad_plans_are_refused() -> None:
 
 
 def test_bad_buffers_are_refused() -> None:
-    program = _native.Program([("f32", (4, 4), "input", 0), ("f32", (4, 4), "output", 0)], [("Copy", "n", {}, [0], [1])])
+    program = _native.Program(
+        [("f32", (4, 4), "input", 0), ("f32", (4, 4), "output", 0)], [("Copy", "n", {}, [0], [1])]
+    )
     x, y = make(4, 4), np.empty((4, 4), np.float32)
     program.run((x,), (y,))
     for inputs, outputs, error in (
-        ([], [y], "got 0 inputs"), ([x], [], "got 0 outputs"), ([x[:2]], [y], "fewer than"), ([x], [y[:2]], "fewer than"),
-        ([x.T], [y], "not C-contiguous"), ([x], [y.T], "not C-contiguous"), ([1], [y], "not a numpy array"),
-    ):  # fmt: skip
+        ([], [y], "got 0 inputs"),
+        ([x], [], "got 0 outputs"),
+        ([x[:2]], [y], "fewer than"),
+        ([x], [y[:2]], "fewer than"),
+        ([x.T], [y], "not C-contiguous"),
+        ([x], [y.T], "not C-contiguous"),
+        ([1], [y], "not a numpy array"),
+    ):
         with pytest.raises(ValueError, match=error):
             program.run(inputs, outputs)
     y.flags.writeable = False
@@ -171,7 +190,8 @@ def test_concurrent_runs(threads: int) -> None:
         w.start()
     for w in workers:
         w.join(60)
-    assert not failures and not any(w.is_alive() for w in workers)
+    assert not failures
+    assert not any(w.is_alive() for w in workers)
     program.trim()
     assert_close(program.run([xs[0]])[0], wants[0], 1e-5)
 
@@ -198,7 +218,8 @@ def test_fork_in_both_directions() -> None:
         if done or time.monotonic() > deadline:
             break
         time.sleep(0.01)
-    assert done and os.waitstatus_to_exitcode(status) == 0
+    assert done
+    assert os.waitstatus_to_exitcode(status) == 0
     assert_close(program.run([x])[0], want, 1e-5)
 
 
@@ -224,4 +245,5 @@ def test_references_are_kept_balanced() -> None:
     for _ in range(1000):
         program.run([x], [y])
     after = sys.getrefcount(x), sys.getrefcount(y), sys.getrefcount(None)
-    assert after[:2] == before[:2] and abs(after[2] - before[2]) < 100
+    assert after[:2] == before[:2]
+    assert abs(after[2] - before[2]) < 100

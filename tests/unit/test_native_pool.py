@@ -26,16 +26,31 @@ def test_f32(isa: str, case: tuple[tuple[int, ...], ...], fn: str) -> None:
     n = len(spatial)
     x = np.random.default_rng(1).standard_normal((2, channels, *spatial)).astype(np.float32)  # type: ignore[arg-type]
     x[0, 0] = np.where(np.arange(x[0, 0].size).reshape(spatial) == 5, np.nan, x[0, 0])
-    out = tuple(int(window_size(spatial[k], kernel[k], strides[k], dilations[k], pads[k], pads[n + k])) for k in range(n))  # type: ignore[call-overload]
+    out = tuple(
+        int(window_size(spatial[k], kernel[k], strides[k], dilations[k], pads[k], pads[n + k])) for k in range(n)
+    )  # type: ignore[call-overload]
     for count_pad in (False, True):
-        attrs = {"fn": fn, "kernel": kernel, "strides": strides, "pads": pads, "dilations": dilations, "out": out,
-                 "count_include_pad": count_pad}  # fmt: skip
+        attrs = {
+            "fn": fn,
+            "kernel": kernel,
+            "strides": strides,
+            "pads": pads,
+            "dilations": dilations,
+            "out": out,
+            "count_include_pad": count_pad,
+        }
         [want] = oracle("Pool")(x, **attrs)
         for threads in (1, 2):
             [got] = run_kernel("Pool", [x], [(want.shape, np.float32)], attrs, isa=isa, threads=threads)
             last = np.moveaxis(x, 1, -1)
-            [fast] = run_kernel("Pool", [last], [(np.moveaxis(want, 1, -1).shape, np.float32)], {**attrs, "layout": "NHWC"},
-                                isa=isa, threads=threads)  # fmt: skip
+            [fast] = run_kernel(
+                "Pool",
+                [last],
+                [(np.moveaxis(want, 1, -1).shape, np.float32)],
+                {**attrs, "layout": "NHWC"},
+                isa=isa,
+                threads=threads,
+            )
             for result in (got, np.moveaxis(fast, -1, 1)):
                 assert (np.isnan(result) == np.isnan(want)).all()
                 assert_close(np.nan_to_num(result), np.nan_to_num(want))
@@ -46,8 +61,17 @@ def test_other_types_and_indices(dtype: type) -> None:
     rng = np.random.default_rng(2)
     x = rng.integers(0, 100, (2, 3, 7, 8)).astype(dtype)
     for column_major in (False, True):
-        attrs = {"fn": "Max", "kernel": (3, 2), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1), "out": (4, 5),
-                 "indices": True, "column_major": column_major}  # fmt: skip
+        attrs = {
+            "fn": "Max",
+            "kernel": (3, 2),
+            "strides": (2, 2),
+            "pads": (1, 1, 1, 1),
+            "dilations": (1, 1),
+            "out": (4, 5),
+            "indices": True,
+            "column_major": column_major,
+        }
         want, where = oracle("Pool")(x, **attrs)
         got, index = run_kernel("Pool", [x], [(want.shape, dtype), (where.shape, np.int64)], attrs)
-        assert (got == want).all() and (index == where).all()
+        assert (got == want).all()
+        assert (index == where).all()

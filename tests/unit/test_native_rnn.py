@@ -11,7 +11,9 @@ from tests.unit.native_helpers import ISAS, Array, assert_close, oracle, run_ker
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
-def operands(op: str, steps: int, batch: int, size: int, hidden: int, directions: int, layout: int) -> list[Array | None]:
+def operands(
+    op: str, steps: int, batch: int, size: int, hidden: int, directions: int, layout: int
+) -> list[Array | None]:
     rng = np.random.default_rng(steps * 100 + hidden)
 
     def make(*shape: int) -> Array:
@@ -22,7 +24,14 @@ def operands(op: str, steps: int, batch: int, size: int, hidden: int, directions
     x = make(batch, steps, size) if layout else make(steps, batch, size)
     lengths = rng.integers(0, steps + 1, batch).astype(np.int32)
     recurrent = make(directions, gh, hidden) / np.float32(hidden**0.5)  # not chaotic
-    out: list[Array | None] = [x, make(directions, gh, size), recurrent, make(directions, 2 * gh), lengths, make(*state)]
+    out: list[Array | None] = [
+        x,
+        make(directions, gh, size),
+        recurrent,
+        make(directions, 2 * gh),
+        lengths,
+        make(*state),
+    ]
     if op == "LSTM":
         out += [make(*state), make(directions, 3 * hidden)]
     return out
@@ -66,4 +75,5 @@ def test_exotic_configurations_are_declined() -> None:
     assert _native.supports("LSTM", {}, [x, w, r], out)[0]
     for attrs in ({"clip": 1.0}, {"activations": ("Relu", "Tanh", "Tanh")}, {"direction": "bidirectional"}):
         ok, reason = _native.supports("LSTM", attrs, [x, w, r], out)
-        assert not ok and reason
+        assert not ok
+        assert reason

@@ -105,16 +105,17 @@ Blocking plan_blocks(int64_t rows, int64_t taps, int64_t depth, const Panels& pa
   const int64_t by_cache = std::max<int64_t>(48, kBlockBytes / std::max<int64_t>(1, b.taps * b.depth * 4));
   int64_t most = std::min({rows, int64_t{192}, kTable / b.taps, by_cache});
   const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(taps * depth) * static_cast<double>(panels.n);
-  const int64_t wanted = threads == 1 ? 1 : std::min<int64_t>(threads * 4, static_cast<int64_t>(flops / 1e6));
-  if (wanted > 1) most = std::clamp<int64_t>((rows + wanted - 1) / wanted, std::min<int64_t>(48, most), most);
+  // Several chunks per thread, each worth the hand-over by its arithmetic or (few rows) by its share of B.
+  const double worth = std::max(flops / 1e6, static_cast<double>(taps * depth * panels.n) * 4 / (256 << 10));
+  const int64_t wanted = threads == 1 ? 1 : std::min<int64_t>(threads * 4, static_cast<int64_t>(worth));
   most = std::max<int64_t>(1, most);
   b.row_blocks = std::max<int64_t>(1, (rows + most - 1) / most);
-  b.rows = (rows + b.row_blocks - 1) / b.row_blocks;
+  if (wanted > b.row_blocks) b.row_blocks = std::clamp<int64_t>(rows / 48, b.row_blocks, wanted);
+  b.rows = std::max<int64_t>(1, (rows + b.row_blocks - 1) / b.row_blocks);
   // Multiples of the tallest common tile waste no part of it.
-  const int64_t unit = kRows[kMaxNV] * 2;
-  if (b.row_blocks > 1 && b.rows > unit) b.rows = std::min((b.rows + unit - 1) / unit * unit, std::max<int64_t>(kTable / b.taps, b.rows));
-  b.rows = std::min(b.rows, kTable / b.taps);
-  b.row_blocks = std::max<int64_t>(1, (rows + b.rows - 1) / std::max<int64_t>(1, b.rows));
+  const int64_t unit = kRows[kMaxNV], rounded = (b.rows + unit - 1) / unit * unit;
+  if (b.row_blocks > 1 && rounded <= kTable / b.taps) b.rows = rounded;
+  b.row_blocks = std::max<int64_t>(1, (rows + b.rows - 1) / b.rows);
   b.panel_chunks = 1;
   if (b.row_blocks < wanted && b.panels > 1) {
     const int64_t parts = std::min<int64_t>(b.panels, (wanted + b.row_blocks - 1) / b.row_blocks);
