@@ -104,7 +104,8 @@ class _Lowering:
     def _located(self, node: Node, error: Exception, kind: type[MnnpyError]) -> MnnpyError:
         operands = ", ".join(str(self.types.get(n, "?")) if n else "absent" for n in node.inputs)
         detail = str(error) if isinstance(error, MnnpyError) else f"{type(error).__name__}: {error}"
-        located = kind(f"node '{node.label}' ({node.op}) with ({operands}): {detail}; check its operands and attributes")
+        where = f"node '{node.label}' ({node.op}) with ({operands})"
+        located = kind(f"{where}: {detail}; check its operands and attributes")
         located.located = True  # type: ignore[attr-defined]
         return located
 

@@ -282,7 +282,9 @@ class Executable:
             direct = steps[0].program
         foreign = {*inputs, *lowered.graph.constants}
         borrowed = tuple(k for k, n in enumerate(outputs) if n in foreign or n in outputs[:k])
-        return Plan(inputs, lowered.graph.constants, steps, late, outputs, direct, borrowed)
+        read = {*outputs, *(n for s in steps for n in s.inputs), *(late.graph.input_names if late is not None else ())}
+        constants = {n: np.require(a, requirements="A") for n, a in lowered.graph.constants.items() if n in read}
+        return Plan(inputs, constants, steps, late, outputs, direct, borrowed)
 
     def _steps(self, lowered: Decomposed) -> list[Step]:
         graph, context = lowered.graph, self.context

@@ -20,6 +20,8 @@ from mnnpy.runtime import Context, Executable
 
 __all__ = ["Binding", "NodeArg", "Session", "load_graph"]
 
+#: Bits of ``ndarray.flags.num``: C-contiguous and aligned, what kernels read without a copy.
+_DENSE = 0x0001 | 0x0100
 _ORT_NAMES = {
     "bool": "bool", "i4": "int4", "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u4": "uint4",
     "u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64", "f16": "float16", "bf16": "bfloat16",
@@ -93,7 +95,7 @@ class Session:
         self._names = self._graph.output_names
         self._positions = {n: k for k, n in enumerate(self._graph.input_names)}
         self._defaults = {
-            k: self._graph.constants[v.name]
+            k: np.require(self._graph.constants[v.name], requirements="A")
             for k, v in enumerate(self._graph.inputs)
             if v.name in self._graph.constants
         }
@@ -183,7 +185,9 @@ class Session:
             self._unknown(feeds)
         if self._fast is not None:
             for a, known in zip(args, self._fast, strict=True):
-                if type(a) is not np.ndarray or a.shape != known[0] or a.dtype != known[1] or not a.flags.c_contiguous:
+                if type(a) is not np.ndarray or a.shape != known[0] or a.dtype != known[1]:
+                    break
+                if a.flags.num & _DENSE != _DENSE:
                     break
             else:
                 return args
@@ -288,7 +292,7 @@ def _as_array(name: str, value: Any) -> Array:
             array = np.asarray(value)
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"input '{name}' is not convertible to an array: {error}") from error
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    return array if array.flags.num & _DENSE == _DENSE else np.require(array, requirements=["C", "A"])
 
 
 def _as_sequence(name: str, value: Any, declared: Type) -> Any:

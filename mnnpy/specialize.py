@@ -226,7 +226,8 @@ def _fold_shape(walk: _Walk, node: Node, operands: list[Operand | None]) -> bool
 def _located(node: Node, operands: list[Operand | None], error: Exception, kind: type[MnnpyError]) -> MnnpyError:
     shapes = ", ".join("absent" if o is None else str(o.maybe_type) for o in operands)
     detail = f"{type(error).__name__} {error}" if isinstance(error, (KeyError, MemoryError)) else str(error)
-    located = kind(f"node '{node.label}' ({node.op}) with constants ({shapes}): {detail}; check its operands and attributes")
+    where = f"node '{node.label}' ({node.op}) with constants ({shapes})"
+    located = kind(f"{where}: {detail}; check its operands and attributes")
     located.located = True  # type: ignore[attr-defined]
     return located
 

@@ -13,7 +13,7 @@ from tests.models import MODELS, Feeds, Net
 __all__ = ["SEEDS"]
 
 SEEDS: dict[str, Callable[[], tuple[onnx.ModelProto, Feeds]]] = dict(MODELS)
-F, I = TensorProto.FLOAT, TensorProto.INT64
+F, I64 = TensorProto.FLOAT, TensorProto.INT64
 
 
 def seed(fn: Callable[[], tuple[onnx.ModelProto, Feeds]]) -> Callable[[], tuple[onnx.ModelProto, Feeds]]:
@@ -56,7 +56,8 @@ def indices() -> tuple[onnx.ModelProto, Feeds]:
     s = n.op("ScatterND", x, n.const([[1], [2]], np.int64), n.const(np.ones((2, 4))))
     values, where = n.op("TopK", s, n.ints(3), outputs=2, axis=1)
     m = n.op("ScatterElements", x, k, n.const(np.ones((2, 2))), axis=0)
-    return n.finish(g, e, nd, values, where, m, n.op("NonZero", x), n.op("Compress", x, n.const([1, 0, 1], bool), axis=0))
+    c = n.op("Compress", x, n.const([1, 0, 1], bool), axis=0)
+    return n.finish(g, e, nd, values, where, m, n.op("NonZero", x), c)
 
 
 @seed
@@ -86,7 +87,7 @@ def control() -> tuple[onnx.ModelProto, Feeds]:
             helper.make_node("Identity", ["c"], ["c2"]),
         ],
         "step",
-        [info("i", I, []), info("c", TensorProto.BOOL, []), info("v", F, [2, 3])],
+        [info("i", I64, []), info("c", TensorProto.BOOL, []), info("v", F, [2, 3])],
         [info("c2", TensorProto.BOOL, []), info("v2", F, [2, 3]), info("fi", F, [])],
     )
     looped, rows = n.op("Loop", trips, "", x, outputs=2, body=step)
@@ -113,8 +114,8 @@ def pooling() -> tuple[onnx.ModelProto, Feeds]:
     x = n.input(1, 2, 6, 5)
     a = n.op("AveragePool", x, kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1])
     m, k = n.op("MaxPool", x, outputs=2, kernel_shape=[2, 2])
-    l = n.op("LRN", n.op("LpPool", a, kernel_shape=[2, 2], p=2), size=3)
+    r = n.op("LRN", n.op("LpPool", a, kernel_shape=[2, 2], p=2), size=3)
     d = n.op("DepthToSpace", n.op("Conv", x, n.w(4, 1, 2, 2), group=2, dilations=[2, 1]), blocksize=2)
     i = n.op("InstanceNormalization", d, n.const([1.0]), n.const([0.5]))
     e = n.op("Flatten", i)
-    return n.finish(l, m, k, n.op("Softmax", e), n.op("Einsum", e, equation="ij->ji"))
+    return n.finish(r, m, k, n.op("Softmax", e), n.op("Einsum", e, equation="ij->ji"))

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto
-from tests.faults.fuzz_models import SEEDS
 
 import mnnpy
 from mnnpy.errors import MnnpyError
+from tests.faults.fuzz_models import SEEDS
 
 EDGES = (0, 1, -1, 2, 3, -2, 7, 63, 255, 2**31 - 1, -(2**31), 2**31, 2**40, 2**62, 2**63 - 1, -(2**63))
 FLOATS = (0.0, -0.0, float("nan"), float("inf"), float("-inf"), 1e-45, 3.4e38, -1.0, 0.5)
@@ -127,7 +127,8 @@ def _attribute(rng: np.random.Generator, a: onnx.AttributeProto) -> None:
     elif a.type == onnx.AttributeProto.FLOAT:
         a.f = _pick(rng, FLOATS)
     elif a.type == onnx.AttributeProto.STRING:
-        a.s = _pick(rng, (b"", b"nearest", b"linear", b"SAME_UPPER", b"reflect", b"wrap", b"ij,jk->ik", b"mul", b"\xff"))
+        words = (b"", b"nearest", b"linear", b"SAME_UPPER", b"reflect", b"wrap", b"ij,jk->ik", b"mul", b"\xff")
+        a.s = _pick(rng, words)
     elif a.type == onnx.AttributeProto.TENSOR:
         _tensor(rng, a.t)
 
@@ -143,7 +144,8 @@ def _tensor(rng: np.random.Generator, t: TensorProto) -> None:
     kind = int(rng.integers(8))
     wide = t.data_type == TensorProto.INT64
     size = 8 if wide else 4
-    if kind <= 4 and len(t.raw_data) >= size and t.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT):
+    numbers = (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT)
+    if kind <= 4 and len(t.raw_data) >= size and t.data_type in numbers:
         at = int(rng.integers(len(t.raw_data) // size)) * size
         if t.data_type == TensorProto.FLOAT:
             word = struct.pack("<f", _pick(rng, FLOATS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,21 @@ def test_feeds_are_refused_by_name(feeds: Any, message: str) -> None:
 def test_output_names() -> None:
     session = mnnpy.Session(add_model(), threads=1)
     good = {"a": ones(2, 3), "b": ones(2, 3)}
-    with pytest.raises(InputError, match="unknown output 'z'; .*y"):
+    with pytest.raises(InputError, match=r"unknown output 'z'; .*y"):
         session.run(["z"], good)
     assert len(session.run(["y", "y"], good)) == 2
     assert session.run([], good) == []
 
 
-def test_strided_and_read_only_feeds_work() -> None:
+def test_strided_unaligned_and_read_only_feeds_work() -> None:
     session = mnnpy.Session(add_model(), threads=1)
     a = np.arange(12, dtype=np.float32).reshape(3, 4).T[::2]
     b = np.broadcast_to(np.float32(1), (2, 3))
     np.testing.assert_array_equal(session.run(None, {"a": a, "b": b})[0], a + 1)
+    odd = np.frombuffer(b"x" + a.tobytes(), np.float32, offset=1).reshape(a.shape)
+    assert not odd.flags.aligned
+    for _ in range(2):
+        np.testing.assert_array_equal(session.run(None, {"a": odd, "b": b})[0], a + 1)
 
 
 # -- sizes: zero, huge, negative, overflowing --
@@ -111,7 +116,9 @@ def test_zero_sized_input(backend: str) -> None:
     ]
     model = make(nodes, {"a": (F, ["n", 3])}, ["y", "z", "r"], {"w": ones(3, 5), "axis": np.array([0])})
     y, z, r = mnnpy.Session(model, backend, threads=1).run(None, {"a": ones(0, 3)})
-    assert y.shape == (1, 5) and z.shape == (0, 5) and r.shape == (0, 5)
+    assert y.shape == (1, 5)
+    assert z.shape == (0, 5)
+    assert r.shape == (0, 5)
     assert (y == 0).all()
 
 
@@ -191,11 +198,14 @@ SIZED: dict[str, tuple[onnx.ModelProto, str]] = {
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_impossible_sizes_are_refused_before_allocation(backend: str, name: str) -> None:
     model, message = SIZED[name]
-    with pytest.raises(MnnpyError, match=message) as caught:
+
+    def load_and_run() -> None:
         session = mnnpy.Session(model, backend, threads=1)
-        shapes = {v.name: (1,) if name == "x" else v.shape for v in session.get_inputs()}
-        session.run(None, {n: ones(*(s or ())) for n, s in shapes.items()})
-    assert model.graph.node[0].op_type in str(caught.value) or "input" in str(caught.value) or "Neg" in str(caught.value)
+        session.run(None, {v.name: np.broadcast_to(np.float32(1), v.shape) for v in session.get_inputs()})
+
+    with pytest.raises(MnnpyError, match=message) as caught:
+        load_and_run()
+    assert any(word in str(caught.value) for word in (model.graph.node[0].op_type, "input", "Neg"))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +241,7 @@ def test_memory_limit_counts_the_sum_of_intermediates() -> None:
     nodes = [node("Expand", ["x", "s"], ["a"]), node("MatMul", ["a", "a"], ["b"]), node("MatMul", ["b", "a"], ["c"]),
              node("Add", ["b", "c"], ["d"]), node("MatMul", ["d", "c"], ["y"])]  # fmt: skip
     model = make(nodes, {"x": (F, [1, 1])}, ["y"], {"s": _i(256, 256)})
-    with pytest.raises(ModelError, match="memory limit.*memory_limit"):
+    with pytest.raises(ModelError, match=r"memory limit.*memory_limit"):
         mnnpy.Session(model, "cpu", threads=1, memory_limit=300 << 10)
     mnnpy.Session(model, "cpu", threads=1, memory_limit=8 << 20)
 
@@ -240,11 +250,14 @@ def test_memory_limit_counts_the_sum_of_intermediates() -> None:
 
 
 def test_unknown_ops_are_listed_all_at_once() -> None:
-    nodes = [node("Fooo", ["x"], ["a"]), node("Relu", ["a"], ["b"]), node("Barr", ["b"], ["c"]), node("Fooo", ["c"], ["y"])]
+    nodes = [node(op, [a], [b]) for op, a, b in (("Fooo", *"xa"), ("Relu", *"ab"), ("Barr", *"bc"), ("Fooo", *"cy"))]
     with pytest.raises(UnsupportedOpError) as caught:
         mnnpy.Session(make(nodes, {"x": (F, [1])}, ["y"]))
     text = str(caught.value)
-    assert "Fooo: 2 nodes" in text and "Barr: 1 node" in text and "Fooo_of_a" in text and "Relu" not in text
+    assert "uses 2 ops" in text
+    assert re.search(r"Fooo of .*: 2 nodes: 'Fooo_of_a', 'Fooo_of_y'", text)
+    assert re.search(r"Barr of .*: 1 node: 'Barr_of_c'", text)
+    assert "Relu" not in text
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -253,7 +266,8 @@ def test_degenerate_graphs(backend: str) -> None:
     model = make([], {"x": (F, [2])}, ["x"])
     x = np.array([1, 2], np.float32)
     (same,) = mnnpy.Session(model, backend).run(None, {"x": x})
-    assert (same == x).all() and same is not x
+    assert (same == x).all()
+    assert same is not x
     nodes = [node("Neg", ["x"], ["y"]), node("Identity", ["y"], ["z"]), node("Identity", ["x"], ["x2"])]
     model = make(nodes, {"x": (F, [2])}, ["y", "x", "c", "z", "x2"], {"c": np.float32([5, 6])})
     session = mnnpy.Session(model, backend)
@@ -265,14 +279,11 @@ def test_degenerate_graphs(backend: str) -> None:
     np.testing.assert_array_equal(session.run(["c", "y"], {"x": x})[0], [5, 6])
 
 
-def test_the_same_output_twice_is_named() -> None:
+def test_the_same_output_twice() -> None:
     model = make([node("Neg", ["x"], ["y"])], {"x": (F, [2])}, ["y", "y"])
-    try:
-        results = mnnpy.Session(model).run(None, {"x": ones(2)})
-    except ModelError as error:
-        assert "'y'" in str(error)
-    else:
-        assert len(results) == 2 and (results[0] == results[1]).all() and results[0] is not results[1]
+    first, second = mnnpy.Session(model).run(None, {"x": ones(2)})
+    assert first is not second
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("depth", [200, 3000])
@@ -293,7 +304,8 @@ def test_deep_sub_graphs(depth: int) -> None:
             return field(1, name) + field(6, graph) + b"\xa0\x01\x05"
 
         made = field(1, b"c") + field(2, b"r") + field(4, b"If")
-        made += field(5, attribute(b"then_branch", data)) + field(5, attribute(b"else_branch", leaf.SerializeToString()))
+        made += field(5, attribute(b"then_branch", data))
+        made += field(5, attribute(b"else_branch", leaf.SerializeToString()))
         data = field(1, made) + field(2, b"g") + field(12, onnx.ValueInfoProto(name="r").SerializeToString())
     for name, kind in (("x", F), ("c", TensorProto.BOOL)):
         data += bytes([11 << 3 | 2]) + _sized_bytes(helper.make_tensor_value_info(name, kind, [1]).SerializeToString())
@@ -373,7 +385,8 @@ def test_integer_division_by_zero_does_not_trap(op: str, dtype: Any) -> None:
         for backend in BACKENDS:
             feeds = {"x": x} if constant else {"x": x, "d": d}
             (y,) = mnnpy.Session(model, backend, threads=1).run(None, feeds)
-            assert y[3] == (4 if op == "Div" else 1) and y.dtype == dtype
+            assert y[3] == (4 if op == "Div" else 1)
+            assert y.dtype == dtype
 
 
 def test_nan_and_infinity_go_through_like_elsewhere() -> None:

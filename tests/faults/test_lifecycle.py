@@ -25,7 +25,13 @@ ROOT = Path(__file__).parents[2]
 def _script(text: str, timeout: float = 120) -> str:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", text], capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT, check=False
+        [sys.executable, "-W", "ignore", "-c", text],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=env,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-2000:]}"
     return done.stdout.strip()
@@ -60,7 +66,8 @@ def test_errors_in_one_thread_leave_the_others_alone() -> None:
             a = ones(1 + k % 5, 3)
             try:
                 (y,) = session.run(None, {"a": a, "b": a if (k + worker) % 3 else ones(9, 3)})
-                assert (y == 2).all() and y.shape == a.shape
+                assert (y == 2).all()
+                assert y.shape == a.shape
             except mnnpy.InputError:
                 bad += 1
         return bad

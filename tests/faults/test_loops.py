@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ from onnx import TensorProto, helper
 
 import mnnpy
 from mnnpy.runtime import VALUE_PLAN_LIMIT
-from tests.faults.test_bad_inputs import BACKENDS, F, I64, _i, make, node, ones
+from tests.faults.test_bad_inputs import BACKENDS, I64, F, _i, make, node, ones
 
 B = TensorProto.BOOL
 info = helper.make_tensor_value_info
 
 
-def loop(body: list[onnx.NodeProto], carried: list[tuple[str, str, int, Any]], scans: list[str] = ()) -> onnx.GraphProto:  # type: ignore[assignment]
+def loop(
+    body: list[onnx.NodeProto], carried: list[tuple[str, str, int, Any]], scans: Sequence[str] = ()
+) -> onnx.GraphProto:
     """A Loop body with counter ``i``; *carried* lists (input, output, type, shape)."""
     return helper.make_graph(
         [*body, node("Identity", ["c"], ["c2"])],
@@ -104,7 +107,8 @@ def test_trip_counts_and_conditions_that_are_inputs(backend: str) -> None:
         for go in (True, False):
             y, rows = session.run(None, {"n": np.array(n), "go": np.array(go), "s0": ones(2)})
             steps = max(n, 0) if go else 0
-            assert (y == 2**steps).all() and rows.shape == (steps, 2)
+            assert (y == 2**steps).all()
+            assert rows.shape == (steps, 2)
     branches = {
         k: helper.make_graph([node(op, ["x"], [k])], k, [], [onnx.ValueInfoProto(name=k)])
         for k, op in (("then_branch", "Neg"), ("else_branch", "Shape"))
@@ -138,7 +142,8 @@ def test_shape_operand_that_is_a_long_input() -> None:
     model = make([node("Split", ["x", "s"], [f"y{k}" for k in range(300)], axis=0)],
                  {"x": (F, [300]), "s": (I64, [300])}, ["y0", "y299"])  # fmt: skip
     first, last = mnnpy.Session(model).run(None, {"x": np.arange(300, dtype=np.float32), "s": np.ones(300, np.int64)})
-    assert first.tolist() == [0] and last.tolist() == [299]
+    assert first.tolist() == [0]
+    assert last.tolist() == [299]
 
 
 def test_long_chain_of_late_parts() -> None:

@@ -110,7 +110,8 @@ class Reader:
 
     def _check_ops(self) -> None:
         missing = dict(self._undefined)
-        missing.update((op, labels) for op, labels in self._used.items() if not has_op(op))
+        unnamed = {op.partition(" of domain ")[0] for op in missing}  # listed with their domain already
+        missing.update((op, labels) for op, labels in self._used.items() if not has_op(op) and op not in unnamed)
         if not missing:
             return
         lines = []

@@ -76,6 +76,8 @@ _FIELDS: dict[DType, str] = {
 _UNKNOWN = frozenset({"None", "-1", "*", "unk", "unknown", "N/A"})
 #: A sparse tensor is densified; nobody means a weight larger than this.
 _DENSE_LIMIT = 1 << 34
+#: Bytes from which on an unaligned tensor is kept as a view of the file instead of copied.
+VIEW_BYTES = 1 << 20
 
 
 def dtype_of(number: int, where: str) -> DType:
@@ -223,7 +225,8 @@ def _from_bytes(raw: Any, dtype: DType, shape: tuple[int, ...]) -> Array:
         bools: Array = np.frombuffer(raw, np.uint8) != 0  # any other byte in a numpy bool is undefined
         return bools.reshape(shape)
     found = np.frombuffer(raw, dtype.numpy).reshape(shape)
-    return found if found.flags.aligned else found.copy()  # kernels read whole elements
+    # Large weights stay where the file is mapped, even at odd addresses: whoever reads them raw copies them then.
+    return found if found.flags.aligned or found.nbytes >= VIEW_BYTES else found.copy()
 
 
 def _unpack(packed: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
