@@ -235,15 +235,40 @@ MNNPY_INLINE VF verf(VF x) {
   return a < 0.91f ? erf_middle(x) : copysign(1.0f - erfc_tail(a), x);
 }
 
-// x/2 (1 + erf(x/√2)), accurate in the left tail too.
+// x·Φ(x) = x/2 (1 + erf(x/√2)), accurate in the left tail too: Φ(-a) = t·P(t)·exp(-a²/2) with t = 1/(1 + 0.35 a) and a
+// polynomial fitted for the least relative error on 0 <= a <= 14.5 (3e-8).
 MNNPY_INLINE VF vgelu(VF x) {
-  const VF z = x * 0.70710678f;
-  const VF a = vabs(z);
-  const VF tail = erfc_tail(a);
-  VF twice = x > 0.0f ? 2.0f - tail : tail;
-  twice = a < 0.91f ? 1.0f + erf_middle(z) : twice;
-  const VF y = 0.5f * x * twice;
-  return x < -1e4f ? splat(-0.0f) : y;  // -inf · 0
+  const VF a = min_second(splat(15.0f), vabs(x));
+  const VF d = a * 0.35f + 1.0f;
+#if MNNPY_ISA == 2
+  const VF r = reinterpret_cast<VF>(_mm512_rcp14_ps(reinterpret_cast<__m512>(d)));
+  const VF t = r * (2.0f - d * r);
+#else
+  const VF t = 1.0f / d;
+#endif
+  VF p = t * -2.915725986e-02f + 1.440281140e-01f;
+  p = p * t - 2.558336864e-01f;
+  p = p * t + 1.593141454e-01f;
+  p = p * t - 2.320887482e-02f;
+  p = p * t + 1.055511652e-01f;
+  p = p * t + 1.198215946e-01f;
+  p = p * t + 1.398634770e-01f;
+  p = p * t + 1.396213088e-01f;
+  const VF u = a * a * -0.5f;
+  const VF n = round_small(u * 1.44269504f);
+  VF w = u - n * 0.693359375f;
+  w = w + n * 2.12194440e-4f;
+  VF q = w * 1.381459638e-03f + 8.368717091e-03f;
+  q = q * w + 4.166838809e-02f;
+  q = q * w + 1.666652063e-01f;
+  q = q * w + 4.999999345e-01f;
+  const VF y = ((q * w) * w + w + 1.0f) * (p * t);
+#if MNNPY_ISA == 2
+  const VF tail = reinterpret_cast<VF>(_mm512_scalef_ps(reinterpret_cast<__m512>(y), reinterpret_cast<__m512>(n)));
+#else
+  const VF tail = scale_pow2(y, n);
+#endif
+  return max_second(splat(-15.0f), x) * (x > 0.0f ? 1.0f - tail : tail);  // -inf · 0 is NaN, -15 · 0 is not
 }
 
 // The tanh approximation of GELU: x·sigmoid(2·√(2/π)·(x + 0.044715 x³)).
