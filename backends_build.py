@@ -55,7 +55,8 @@ class BuildNative(build_ext):
         compiler = os.environ.get("CXX", "c++")
         includes = [str(NATIVE), pybind11.get_include(), sysconfig.get_path("include")]
         common = [compiler, *FLAGS, *(f"-I{p}" for p in includes), *os.environ.get("CXXFLAGS", "").split()]
-        out = ROOT / self.build_temp / "native"
+        # Not build_temp: installs from a temporary folder should find what was compiled before.
+        out = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{platform.machine()}"
         out.mkdir(parents=True, exist_ok=True)
         with (out / "lock").open("w") as lock:  # two builds at once would write the same objects
             _lock(lock)
