@@ -305,10 +305,8 @@ class Executable:
         options = self.context.options
         if part.device == CONTROL:
             (node,) = part.graph.nodes
-            constants = part.graph.constants
             bodies = {key: Executable(body, self.context, self.depth + 1) for key, body in node.subgraphs()}
             read = tuple(dict.fromkeys(n for n in node.inputs if n))
-            del constants
             return Step("control", read, node.outputs, part.graph, None, node, bodies, assignments)
         device = self.context.host if part.device == HOST else self.context.devices[part.device]
         segment = Segment(part.graph, options.precision, options.thread_count, options.tuning, options.optimize)
