@@ -122,6 +122,12 @@ def test_zero_sized_input(backend: str) -> None:
     assert (y == 0).all()
 
 
+def test_scaled_product_without_columns() -> None:
+    nodes = [node("MatMul", ["a", "b"], ["t"]), node("Div", ["t", "k"], ["y"])]
+    model = make(nodes, {"a": (F, [2, 3]), "b": (F, [3, "n"])}, ["y"], {"k": np.float32(2)})
+    assert mnnpy.Session(model, threads=1).run(None, {"a": ones(2, 3), "b": ones(3, 0)})[0].shape == (2, 0)
+
+
 def _sized(op: str, inputs: list[str], constants: dict[str, Any], **attrs: Any) -> onnx.ModelProto:
     return make([node(op, inputs, ["big"], **attrs), node("Neg", ["big"], ["y"])], {"x": (F, [2, 2])}, ["y"], constants)
 

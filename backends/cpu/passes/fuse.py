@@ -178,7 +178,7 @@ class _Epilogues:
                     *head.node.inputs[2:],
                 )
             )
-        elif value.size == 1 and head.node.op == "MatMul" and not head.bias:
+        elif value.size == 1 and factor.size and head.node.op == "MatMul" and not head.bias:
             head.attrs["alpha"] = float(head.attrs.get("alpha", 1.0)) * float(factor[0])
         else:
             return False
