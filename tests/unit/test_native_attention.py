@@ -13,8 +13,18 @@ from tests.unit.native_helpers import ISAS, THREADS, Array, assert_close, run_ke
 
 INF = float("inf")
 #: batch, heads, queries, keys, head size, value size
-SIZES = [(1, 2, 1, 1, 16, 16), (2, 3, 7, 7, 8, 8), (1, 2, 65, 130, 64, 64), (1, 1, 1, 300, 64, 64), (2, 2, 3, 129, 24, 40),
-         (1, 2, 197, 197, 64, 64), (1, 1, 33, 257, 80, 100), (1, 2, 20, 17, 256, 256), (3, 1, 5, 64, 1, 3), (1, 2, 100, 50, 32, 33)]  # fmt: skip
+SIZES = [
+    (1, 2, 1, 1, 16, 16),
+    (2, 3, 7, 7, 8, 8),
+    (1, 2, 65, 130, 64, 64),
+    (1, 1, 1, 300, 64, 64),
+    (2, 2, 3, 129, 24, 40),
+    (1, 2, 197, 197, 64, 64),
+    (1, 1, 33, 257, 80, 100),
+    (1, 2, 20, 17, 256, 256),
+    (3, 1, 5, 64, 1, 3),
+    (1, 2, 100, 50, 32, 33),
+]
 
 
 def make(*shape: int, seed: int = 0) -> Array:
@@ -29,7 +39,8 @@ def truth(q: Array, k: Array, v: Array, mask: Array | None, scale: float, value:
     with np.errstate(invalid="ignore"):
         e = np.exp(s - s.max(axis=-1, keepdims=True))
         p = e / e.sum(axis=-1, keepdims=True)
-    return p @ v.astype(np.float64)
+    out: Array = p @ v.astype(np.float64)
+    return out
 
 
 def strides(shape: Sequence[int], want: Sequence[int]) -> list[int]:
@@ -117,8 +128,9 @@ def test_strides_into_merged_projections(isa: str, s: int, threads: int) -> None
     q, k, v = (qkv[:, :, n].transpose(0, 2, 1, 3) for n in range(3))
     want = truth(q, k, v, None, 0.5).transpose(0, 2, 1, 3).reshape(b, s, h * d)
     row = 3 * h * d
-    attrs = {"batch": [b, h], "q_len": s, "k_len": s, "dim": d, "v_dim": d, "scale": 0.5, "q": [0, s * row, d, row],
-             "k": [h * d, s * row, d, row], "v": [2 * h * d, s * row, d, row], "out": [0, s * h * d, d, h * d]}  # fmt: skip
+    attrs = {"batch": [b, h], "q_len": s, "k_len": s, "dim": d, "v_dim": d, "scale": 0.5,
+             "q": [0, s * row, d, row], "k": [h * d, s * row, d, row], "v": [2 * h * d, s * row, d, row],
+             "out": [0, s * h * d, d, h * d]}  # fmt: skip
     [got] = run_kernel("FusedAttention", [qkv, qkv, qkv], [(want.shape, np.float32)], attrs, isa=isa, threads=threads)
     assert_close(got, want, 1e-6)
 
