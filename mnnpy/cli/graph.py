@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     text = str(graph) if form == "text" else to_dot(graph, where)
     if form == "text" and where:
         counts = Counter(where.values())
-        text += "\n# " + ", ".join(f"{n} nodes on {b}" for b, n in counts.most_common())
+        text += "\n# nodes: " + ", ".join(f"{n} {b}" for b, n in counts.most_common())
     if args.output:
         args.output.write_text(text + "\n")
         note(args, f"wrote {args.output}")

@@ -48,7 +48,8 @@ def _plain(value: Any) -> Any:
 def note(args: argparse.Namespace, text: str) -> None:
     """A remark for people, on stderr."""
     if not args.quiet:
-        print(text, file=sys.stderr)
+        sys.stdout.flush()
+        print(text, file=sys.stderr, flush=True)
 
 
 def progress(args: argparse.Namespace, done: int, total: int, what: str = "") -> None:
