@@ -242,3 +242,13 @@ def cached_attention() -> tuple[onnx.ModelProto, Feeds]:
     y = n.op("Reshape", n.op("Transpose", n.op("MatMul", p, values), perm=[0, 2, 1, 3]), n.ints(b, s, h * d))
     plain = n.op("Softmax", n.op("MatMul", q, n.op("Transpose", old_k, perm=[0, 1, 3, 2])), axis=-1)
     return n.finish(y, keys, values, plain, n.op("MatMul", plain, old_v))
+
+
+@model
+def volume_conv() -> tuple[onnx.ModelProto, Feeds]:
+    n = Net(8)
+    x = n.input(1, 4, 6, 7, 8)
+    y = n.op("Relu", n.op("Conv", x, n.w(8, 4, 3, 3, 3), n.w(8), pads=[1, 1, 1, 1, 1, 1]))
+    y = n.op("MaxPool", y, kernel_shape=[2, 2, 2], strides=[2, 2, 2])
+    y = n.op("Add", n.op("Conv", y, n.w(8, 8, 1, 1, 1)), y)
+    return n.finish(n.op("GlobalAveragePool", y), n.op("AveragePool", y, kernel_shape=[2, 2, 2]))

@@ -23,7 +23,7 @@ _ALONG_AXIS = {"Softmax", "LogSoftmax", "PrefixScan"}
 
 
 def to_channels_last(graph: Graph) -> Graph:
-    """Rewrite *graph* around its 1-d and 2-d float convolutions and pools; unchanged if it has no convolution."""
+    """Rewrite *graph* around its 1-d to 3-d float convolutions and pools; unchanged if it has no convolution."""
     if not any(_is_spatial(graph, n) and n.op == "Convolution" for n in graph.nodes):
         return graph
     work = _Layout(Editor(graph, "cl"))
@@ -38,7 +38,7 @@ def _is_spatial(graph: Graph, node: Node) -> bool:
     if node.op not in ("Convolution", "Pool"):
         return False
     t = graph.types.get(node.outputs[0])
-    return isinstance(t, TensorType) and t.dtype is DType.F32 and t.rank in (3, 4) and len(node.outputs) == 1
+    return isinstance(t, TensorType) and t.dtype is DType.F32 and t.rank in (3, 4, 5) and len(node.outputs) == 1
 
 
 @dataclass(slots=True)
@@ -115,7 +115,7 @@ class _Layout:
         for name in inputs[1:]:
             if name:
                 self.plain(name, node.name)
-        if len(edit.shape(x)) == 4:
+        if len(edit.shape(x)) > 3:
             edit.emit(Node(node.op, tuple(inputs), (out,), attrs, node.name), [out_type])
             self._define(node.outputs[0], out)
             return
@@ -138,7 +138,7 @@ class _Layout:
     def _follow(self, node: Node) -> bool:
         """Whether most of what an element-wise node reads is (or would best be) channels-last."""
         shape = self.edit.shape(node.outputs[0])
-        if len(shape) not in (3, 4) or not all(shape):
+        if len(shape) not in (3, 4, 5) or not all(shape):
             return False
         lean = stay = 0
         for name in node.inputs:
@@ -200,7 +200,7 @@ class _Layout:
 
     def _note_raster(self, node: Node) -> None:
         rank = len(self.edit.shape(node.outputs[0]))
-        if rank in (3, 4) and any(self._leans(n) and len(self.edit.shape(n)) == rank for n in node.inputs):
+        if rank in (3, 4, 5) and any(self._leans(n) and len(self.edit.shape(n)) == rank for n in node.inputs):
             self.prefers.add(node.outputs[0])
 
 
