@@ -185,7 +185,7 @@ def _characters(path: Path) -> list[str]:
 
     for entry in onnx.load(path, load_external_data=False).metadata_props:
         if entry.key == "character":
-            return entry.value.split("\n")
+            return str(entry.value).split("\n")
     raise ModelError(f"'{path}' has no 'character' entry in its metadata: it is no PP-OCR recognition model")
 
 
