@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -343,7 +344,8 @@ def _extent(offset: int, size: Sequence[int], strides: Sequence[int]) -> tuple[i
     return offset + sum(r for r in reach if r < 0), offset + sum(r for r in reach if r > 0)
 
 
-def compose(consumer: Region, producer: Region) -> list[Region] | None:
+@lru_cache(maxsize=4096)  # networks repeat their blocks, and plans for other shapes repeat some too
+def compose(consumer: Region, producer: Region) -> tuple[Region, ...] | None:
     """*consumer*, limited to what *producer* wrote, reading *producer*'s source instead of its destination.
 
     Both address the same middle tensor: the consumer as its source, the producer as its destination. The
@@ -351,11 +353,11 @@ def compose(consumer: Region, producer: Region) -> list[Region] | None:
     """
     p = coalesce(producer)
     if not consumer.count or not p.count:
-        return []
+        return ()
     low, high = _extent(consumer.src_offset, consumer.size, consumer.src_strides)
     first, last = _extent(p.dst_offset, p.size, p.dst_strides)
     if high < first or last < low:
-        return []
+        return ()
     digits = _digits(p)
     if digits is None:
         return None
@@ -374,7 +376,7 @@ def compose(consumer: Region, producer: Region) -> list[Region] | None:
                     return None
     except _TooComplexError:
         return None
-    return list(join_regions(out))
+    return join_regions(out)
 
 
 def _through(piece: _Piece, producer: Region, digits: Sequence[_Digit]) -> Region:

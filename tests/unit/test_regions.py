@@ -81,7 +81,7 @@ TRIPLES = [
 @pytest.mark.parametrize(("consumer", "producer", "expected"), [t[1:] for t in TRIPLES], ids=[t[0] for t in TRIPLES])
 def test_compose(consumer: Region, producer: Region, expected: list[Region] | None) -> None:
     got = compose(consumer, producer)
-    assert got == (None if expected is None else [coalesce(r) for r in expected])
+    assert got == (None if expected is None else tuple(coalesce(r) for r in expected))
 
 
 @pytest.mark.parametrize(
