@@ -20,7 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--iters", type=int, default=50, help="timed runs per engine (default 50)")
     parser.add_argument("--warmup", type=int, default=5, help="runs before timing (default 5)")
     parser.epilog = (
-        f"'{ORT}' may be named as a backend, to see it beside the others. Runs of the engines are interleaved."
+        f"'{ORT}' may be named as a backend, to see it beside the others. Runs are interleaved in one process, and "
+        f"waiting threads of {ORT} do not spin; benchmarks/peers.py compares engines in separate processes."
     )
 
 
