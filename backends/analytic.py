@@ -30,8 +30,14 @@ def node_flops(view: NodeView) -> float:
     if op == "Convolution" and len(view.inputs) > 1 and view.inputs[1] is not None:
         w = view.inputs[1]
         return 2.0 * count * _count(w) / max(1.0, float((w.shape or (1,))[0]))  # type: ignore[arg-type]
+    attrs = view.node.attrs
     if op == "Pool":
-        return count * float(prod(view.node.attrs["kernel"]))
+        return count * float(prod(attrs["kernel"]))
+    if op == "Elementwise":
+        return count * len(attrs["ops"])
+    if op == "FusedAttention":
+        scores = float(prod(attrs["batch"]) * attrs["q_len"] * attrs["k_len"])
+        return 2.0 * scores * float(attrs["dim"] + attrs["v_dim"])
     return max(count, *(_count(t) for t in view.inputs)) if view.inputs else count
 
 

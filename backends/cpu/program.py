@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mnnpy.backends.analytic import moved_bytes, node_flops
+from mnnpy.backends.base import NodeView
 from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.memory import Interval, place
 from mnnpy.decompose.merge import contiguous_view
@@ -236,6 +238,20 @@ def _dense(array: Array) -> Array:
     return array if array.flags.c_contiguous and array.flags.aligned else np.ascontiguousarray(array)
 
 
+def _work(
+    graph: Graph, op: str, name: str, attrs: Mapping[str, Any], ins: Sequence[str], outs: Sequence[str]
+) -> tuple[float, float]:
+    """Floating point operations and bytes of one step, from its types."""
+
+    def tensor(value: str) -> TensorType | None:
+        t = graph.types.get(value)
+        return t if isinstance(t, TensorType) else None
+
+    node = Node(op, tuple(ins), tuple(outs), attrs, name)
+    view = NodeView(node, tuple(map(tensor, ins)), tuple(map(tensor, outs)), {})
+    return node_flops(view), moved_bytes(view)
+
+
 class CpuProgram:
     """A compiled segment on the CPU: one native call per run."""
 
@@ -251,6 +267,7 @@ class CpuProgram:
         self._run = native.run
         self._steps = [(op, name, [graph.types.get(o) for o in outs]) for op, name, _, _, outs in steps]
         self._reads = [[i for i in ins if i] for _, _, _, ins, _ in steps]
+        self._work = [_work(graph, *step) for step in steps]
         self._types = graph.types
         self._shapes = shapes
         self._arena = arena
@@ -295,10 +312,20 @@ class CpuProgram:
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per kernel call."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for (op, name, types), native in zip(self._steps, self._native.describe(), strict=True):
             shape = " ".join(str(t) for t in types if t is not None)
-            rows.append({"op": op, "node": name, "algorithm": native["algorithm"], "shape": shape})
+            flops, moved = self._work[len(rows)]
+            rows.append(
+                {
+                    "op": op,
+                    "node": name,
+                    "algorithm": native["algorithm"],
+                    "shape": shape,
+                    "flops": flops,
+                    "bytes": moved,
+                }
+            )
         return rows
 
     @property

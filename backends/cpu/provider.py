@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
 
+from mnnpy.backends.analytic import moved_bytes, node_flops
 from mnnpy.backends.base import API_VERSION, Candidate, DeviceInfo, NodeView, Program, Segment, Support
 from mnnpy.errors import BackendUnavailableError
 from mnnpy.graph.dtypes import DType
@@ -110,8 +110,7 @@ class CpuDevice:
 
     def candidates(self, view: NodeView) -> list[Candidate]:
         """The default algorithm with its analytic cost (more come with the algorithms of each op)."""
-        moved = sum(_bytes(t) for t in (*view.inputs, *view.outputs) if t is not None)
-        return [Candidate("default", _flops(view), moved)]
+        return [Candidate("default", node_flops(view), moved_bytes(view))]
 
     def compile(self, segment: Segment) -> Program:
         """Run the passes that are switched on and build the native program."""
@@ -160,19 +159,3 @@ def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
     if "fuse_elementwise" in optimize:
         graph = prune(fuse_elementwise(graph))
     return graph
-
-
-def _bytes(t: TensorType) -> float:
-    return float(prod(t.shape or ()) * t.dtype.itemsize)  # type: ignore[arg-type]
-
-
-def _flops(view: NodeView) -> float:
-    out = view.outputs[0]
-    if out is None:
-        return 0.0
-    count = float(prod(out.shape or ()))  # type: ignore[arg-type]
-    if view.node.op == "MatMul" and view.inputs[0] is not None:
-        return 2.0 * count * float(view.inputs[0].shape[-1])  # type: ignore[index,arg-type]
-    if view.node.op == "Convolution" and view.inputs[1] is not None:
-        return 2.0 * count * float(prod(view.inputs[1].shape[1:]))  # type: ignore[index,arg-type]
-    return count
