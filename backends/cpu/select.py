@@ -1,7 +1,9 @@
 """Chooses an algorithm for every channels-last convolution: from records, by measuring, or by the kernels' own model.
 
 What is measured is the real kernel on random data of the real shape, once per distinct layer; decisions are kept
-on disk per machine and build. With ``precision="high"`` there is nothing to choose: direct algorithms only.
+on disk per machine and build. With ``precision="high"`` there is nothing to choose: direct algorithms only. With
+``precision="low"`` products and convolutions carry that attribute: where the CPU has bf16 products and a kernel fits,
+they round their operands to bf16; Winograd stays a candidate, as it may be faster in f32.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from mnnpy.search.records import Record, Records, cache_folder
 __all__ = ["ALGORITHMS", "Tuner", "records", "select_algorithms"]
 
 ALGORITHMS = ("direct", "winograd2", "winograd4")
+LOW_ALGORITHMS = ("bf16", *ALGORITHMS)
 
 
 @cache
@@ -93,9 +96,11 @@ class Tuner:
 
 
 def select_algorithms(graph: Graph, precision: str, tuner: Tuner | None) -> Graph:
-    """*graph* with the attribute ``algorithm`` set on convolutions where there is something to decide."""
+    """*graph* with ``algorithm`` on convolutions where there is something to decide, and ``precision`` where low."""
     nodes = []
     for node in graph.nodes:
+        if precision == "low" and node.op in ("MatMul", "Convolution"):
+            node = node.replace(attrs={**node.attrs, "precision": "low"})
         if node.op == "Convolution" and node.attrs.get("layout") == "NHWC":
             algorithm = "direct" if precision == "high" else None
             if algorithm is None and tuner is not None and _has_choice(node, graph):
@@ -124,7 +129,9 @@ def _candidates(node: Node, types: list[TensorType], threads: int) -> dict[str, 
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(t.shape, dtype=np.float32) for t in types]  # type: ignore[arg-type]
     runs: dict[str, Callable[[], float]] = {}
-    for algorithm in ALGORITHMS:
+    for algorithm in LOW_ALGORITHMS if node.attrs.get("precision") == "low" else ALGORITHMS:
+        if algorithm == "direct" and "bf16" in runs:
+            continue  # the same work at half the speed
         try:
             program, inputs = _single(node, algorithm, arrays, threads)
         except (ValueError, RuntimeError):

@@ -83,13 +83,8 @@ MNNPY_INLINE VF activate(Act act, VF x, VF alpha, VF beta) {
 // Cheap activations are applied in registers as a clip; the others by a pass over the finished tile in L1.
 inline bool is_clip(Act act) { return act == Act::NONE || act == Act::RELU || act == Act::CLIP; }
 
-struct TileArgs {
-  const float* const* rows;  // rows[tap · tap_stride + row]
-  int64_t tap_stride;
-  int64_t taps;
-  int64_t depth;      // k per tap
-  int64_t k_begin;    // first k of each row that is used
-  const float* b;     // [tap][depth][NV·W]
+// Where a tile goes, and what becomes of it on the way.
+struct TileOut {
   float* c;
   int64_t ldc;
   int cols;           // valid columns, (NV-1)·W < cols <= NV·W
@@ -98,35 +93,18 @@ struct TileArgs {
   int64_t offset;     // of c from the start of C, for the residual
 };
 
+struct TileArgs : TileOut {
+  const float* const* rows;  // rows[tap · tap_stride + row]
+  int64_t tap_stride;
+  int64_t taps;
+  int64_t depth;      // k per tap
+  int64_t k_begin;    // first k of each row that is used
+  const float* b;     // [tap][depth][NV·W]
+};
+
+// Adds partial sums, bias and residual, activates and stores.
 template <int MR, int NV>
-[[gnu::noinline]] void tile(const TileArgs& t) {
-  VF acc[MR][NV];
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[r][v] = VF{};
-
-  const float* b = t.b;
-  for (int64_t tap = 0; tap < t.taps; ++tap) {
-    const float* const* rows = t.rows + tap * t.tap_stride;
-    const float* a[MR];
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r) a[r] = rows[r] + t.k_begin;
-    const int64_t depth = t.depth;
-    for (int64_t k = 0; k < depth; ++k) {
-      VF bv[NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) bv[v] = load(b + v * W);
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) {
-        const VF x = splat(a[r][k]);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
-      }
-      b += NV * W;
-    }
-  }
-
+MNNPY_INLINE void finish_tile(VF (&acc)[MR][NV], const TileOut& t) {
   const Epilogue& e = *t.epilogue;
   const int tail = t.cols - (NV - 1) * W;  // lanes of the last vector
   if (e.accumulate) {
@@ -194,6 +172,37 @@ template <int MR, int NV>
   }
   if (e.last && !clip)
     for (int r = 0; r < MR; ++r) activate_row(e.act, e.act_alpha, e.act_beta, t.c + r * t.ldc, t.cols);
+}
+
+template <int MR, int NV>
+[[gnu::noinline]] void tile(const TileArgs& t) {
+  VF acc[MR][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[r][v] = VF{};
+
+  const float* b = t.b;
+  for (int64_t tap = 0; tap < t.taps; ++tap) {
+    const float* const* rows = t.rows + tap * t.tap_stride;
+    const float* a[MR];
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) a[r] = rows[r] + t.k_begin;
+    const int64_t depth = t.depth;
+    for (int64_t k = 0; k < depth; ++k) {
+      VF bv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) bv[v] = load(b + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) {
+        const VF x = splat(a[r][k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
+      }
+      b += NV * W;
+    }
+  }
+  finish_tile(acc, t);
 }
 
 using TileFn = void (*)(const TileArgs&);

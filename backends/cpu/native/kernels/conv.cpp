@@ -47,6 +47,12 @@ bool conv_operands(const NodeDesc& node, const ConvShape& s, Epilogue& e, const 
   return true;
 }
 
+bool conv_cropped(const ConvShape& s) {
+  for (int d = 0; d < 3; ++d)
+    if (s.before[d] < 0 || s.after[d] < 0) return true;
+  return false;
+}
+
 void taps_outside(const float* w, const ConvShape& s, float* out) {
   const int64_t taps = s.taps(), cg = s.cg();
   for (int64_t m = 0; m < s.m; ++m) transpose(w + m * cg * taps, taps, out + m * cg * taps, cg, cg, taps);
@@ -74,51 +80,6 @@ void activate_block(const Epilogue& e, VF* v, int count) {
 
 namespace {
 
-// Rows of the implicit matrix: pixels of an input with `pitch` floats per pixel; padding reads zeros.
-struct PixelRows {
-  const ConvShape* s;
-  const float* x;      // at the group's first channel
-  const float* zeros;
-  const int64_t in[3];  // of x
-  int64_t pitch;
-  int64_t before[3];
-
-  void operator()(int64_t row, int64_t count, int64_t tap, int64_t tap_count, const float** table, int64_t stride) const {
-    for (int64_t r = 0; r < count;) {
-      const int64_t at = row + r, ow = at % s->out[2], oh = at / s->out[2] % s->out[1];
-      const int64_t od = at / (s->out[2] * s->out[1]) % s->out[0], n = at / (s->out[2] * s->out[1] * s->out[0]);
-      const int64_t run = std::min(count - r, s->out[2] - ow);
-      for (int64_t t = 0; t < tap_count; ++t) {
-        const int64_t kw = (tap + t) % s->kernel[2], kh = (tap + t) / s->kernel[2] % s->kernel[1];
-        const int64_t kd = (tap + t) / (s->kernel[2] * s->kernel[1]);
-        line(table + t * stride + r, run, n, od * s->stride[0] + kd * s->dilation[0] - before[0],
-             oh * s->stride[1] + kh * s->dilation[1] - before[1], ow * s->stride[2] + kw * s->dilation[2] - before[2]);
-      }
-      r += run;
-    }
-  }
-
-  void line(const float** to, int64_t run, int64_t n, int64_t id, int64_t ih, int64_t iw) const {
-    int64_t k = 0;
-    if (id >= 0 && id < in[0] && ih >= 0 && ih < in[1]) {
-      const int64_t step = s->stride[2];
-      const float* base = x + ((n * in[0] + id) * in[1] + ih) * in[2] * pitch;
-      for (; k < run && iw + k * step < 0; ++k) to[k] = zeros;
-      const int64_t room = in[2] - iw;  // first column outside, relative to iw
-      const int64_t end = std::min(run, room <= 0 ? int64_t{0} : (room + step - 1) / step);
-      for (; k < end; ++k) to[k] = base + (iw + k * step) * pitch;
-    }
-    for (; k < run; ++k) to[k] = zeros;
-  }
-};
-
-// Negative padding crops.
-bool cropped(const ConvShape& s) {
-  for (int d = 0; d < 3; ++d)
-    if (s.before[d] < 0 || s.after[d] < 0) return true;
-  return false;
-}
-
 class ConvDirect final : public Kernel {
  public:
   ConvDirect(const NodeDesc& node, const BuildContext& ctx, const ConvShape& s, const Epilogue& e)
@@ -132,7 +93,7 @@ class ConvDirect final : public Kernel {
     }
     plain_ = unit && unpadded;
     // Few channels: a line of the kernel becomes one tap of kernel_w · C contiguous floats of a padded copy.
-    merged_ = s.group == 1 && s.dilation[2] == 1 && s.kernel[2] > 1 && s.c < 12 && !cropped(s);
+    merged_ = s.group == 1 && s.dilation[2] == 1 && s.kernel[2] > 1 && s.c < 12 && !conv_cropped(s);
     gemm_ = s;
     for (int d = 0; d < 3; ++d) padded_[d] = s.in[d];
     taps_ = s.taps();
@@ -196,7 +157,7 @@ class ConvDirect final : public Kernel {
     const int64_t chunks = blocks_.row_blocks * blocks_.panel_chunks;
     ctx.pool->parallel_for(chunks * s_.group, [&](int64_t q, int) {
       const int64_t g = q / chunks, chunk = q % chunks;
-      const PixelRows fill{&gemm_, x + g * s_.cg(), zeros_.data(), {padded_[0], padded_[1], padded_[2]}, s_.c, {before[0], before[1], before[2]}};
+      const PixelRows<float> fill{&gemm_, x + g * s_.cg(), zeros_.data(), {padded_[0], padded_[1], padded_[2]}, s_.c, {before[0], before[1], before[2]}};
       Epilogue ge = e;
       if (ge.bias != nullptr) ge.bias += g * s_.mg();
       if (ge.residual != nullptr) ge.residual += g * s_.mg();

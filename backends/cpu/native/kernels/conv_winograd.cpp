@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "conv.h"
+#include "gemm_bf16.h"
 
 namespace mnnpy::MNNPY_NS {
 namespace {
@@ -283,7 +284,7 @@ std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& 
     if (algorithm == "winograd2") return std::make_unique<ConvWinograd<2>>(node, ctx, s, e);
     return std::make_unique<ConvWinograd<4>>(node, ctx, s, e);
   }
-  const double direct = s.flops() / 105e9, four = ConvWinograd<4>::cost(s), two = ConvWinograd<2>::cost(s);
+  const double direct = s.flops() / (wants_bf16(node, ctx) ? 225e9 : 105e9), four = ConvWinograd<4>::cost(s), two = ConvWinograd<2>::cost(s);
   if (s.c < 32 || s.m < 32 || std::min(two, four) > 0.95 * direct) return decline(ctx, "Winograd does not pay here");
   if (four <= two) return std::make_unique<ConvWinograd<4>>(node, ctx, s, e);
   return std::make_unique<ConvWinograd<2>>(node, ctx, s, e);

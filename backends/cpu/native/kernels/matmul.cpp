@@ -1,23 +1,11 @@
 // MatMul for f32: numpy.matmul with transposed operands, bias, residual and activation.
-#include <optional>
-
-#include "gemm.h"
+#include "matmul.h"
 
 namespace mnnpy::MNNPY_NS {
-namespace {
 
-struct Problem {
-  int64_t m = 0, n = 0, k = 0;
-  bool trans_a = false, trans_b = false;
-  int64_t batches = 1;
-  std::vector<int64_t> a_batch, b_batch;  // matrix index per batch
-  int64_t b_count = 1;                     // matrices in B
-};
-
-// Broadcast batch dims and 1-d operands; nullopt (with the reason) where shapes do not fit.
-std::optional<Problem> problem_of(const NodeDesc& node, const char*& why) {
+std::optional<MatMulProblem> matmul_problem(const NodeDesc& node, const char*& why) {
   const TensorDesc &a = node.inputs[0], &b = node.inputs[1];
-  Problem p;
+  MatMulProblem p;
   if (a.rank() < 1 || b.rank() < 1) return why = "operands need rank >= 1", std::nullopt;
   p.trans_a = node.i("trans_a", 0) != 0 && a.rank() > 1;
   p.trans_b = node.i("trans_b", 0) != 0 && b.rank() > 1;
@@ -62,6 +50,8 @@ std::optional<Problem> problem_of(const NodeDesc& node, const char*& why) {
   return p;
 }
 
+namespace {
+
 float dot(const float* a, const float* b, int64_t k) {
   VF s0{}, s1{}, s2{}, s3{};
   int64_t i = 0;
@@ -80,7 +70,7 @@ float dot(const float* a, const float* b, int64_t k) {
 
 class MatMulF32 final : public Kernel {
  public:
-  MatMulF32(const NodeDesc& node, const BuildContext& ctx, Problem p, const Epilogue& e)
+  MatMulF32(const NodeDesc& node, const BuildContext& ctx, MatMulProblem p, const Epilogue& e)
       : p_(std::move(p)), epilogue_(e), threads_(ctx.threads) {
     has_bias_ = node.inputs.size() > 2 && node.inputs[2].present;
     const TensorDesc& b = node.inputs[1];
@@ -288,7 +278,7 @@ class MatMulF32 final : public Kernel {
     });
   }
 
-  Problem p_;
+  MatMulProblem p_;
   Epilogue epilogue_;
   Panels panels_;
   Blocking blocks_;
@@ -306,7 +296,7 @@ std::unique_ptr<Kernel> make_matmul(const NodeDesc& node, const BuildContext& ct
     if (t.present && t.dtype != DType::F32) return decline(ctx, "the fast product is f32 only");
   if (node.outputs[0].dtype != DType::F32) return decline(ctx, "the fast product is f32 only");
   const char* why = "";
-  auto problem = problem_of(node, why);
+  auto problem = matmul_problem(node, why);
   if (!problem) return decline(ctx, why);
   const auto epilogue = epilogue_from(node);
   if (!epilogue) return decline(ctx, "unknown act");
