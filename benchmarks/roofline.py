@@ -91,7 +91,7 @@ def draw(name: str, rows: list[Row], peak: float, bandwidth: float, threads: int
     axes.grid(visible=True, which="both", alpha=0.2)
     legend = axes.legend(loc="lower right", fontsize=8)
     for handle in legend.legend_handles:
-        handle.set_sizes([40])  # type: ignore[union-attr]
+        handle.set_sizes([40])
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
