@@ -88,7 +88,7 @@ _OPS: dict[str, OpDef] = {}
 _FAMILIES = (
     "atomic", "elementwise", "reduce", "movement", "indexing", "generate", "contract", "transposed", "einsum",
     "pool", "norm", "quantize", "image", "signal", "attention", "recurrent", "loss", "sequence", "text", "ml",
-    "ml_models", "training", "control",
+    "ml_models", "ml_trees", "training", "control",
 )  # fmt: skip
 
 

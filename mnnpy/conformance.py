@@ -79,9 +79,13 @@ class Report:
 DATA_DEPENDENT = frozenset({"Compress", "ImageDecoder", "NonMaxSuppression", "NonZero", "Unique"})
 
 
+#: Ops of ai.onnx.ml whose input or output is a map, or strings whatever the attributes.
+MAPS = frozenset({"ml.CastMap", "ml.CategoryMapper", "ml.DictVectorizer", "ml.ZipMap"})
+
+
 def is_host_by_definition(op: str) -> bool:
     """True for ops that no device is expected to run (``string`` stands for values that are no numeric tensors)."""
-    return op == "string" or op in DATA_DEPENDENT or get_op(op).family in ("sequence", "text")
+    return op == "string" or op in DATA_DEPENDENT or op in MAPS or get_op(op).family in ("sequence", "text")
 
 
 @cache

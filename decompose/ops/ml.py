@@ -134,7 +134,7 @@ def imputer(
     return x.type
 
 
-@op("ml.LabelEncoder", OpClass.HOST)
+@op("ml.LabelEncoder", OpClass.COMPOSITE)
 def label_encoder(
     x: Operand,
     *,
@@ -176,7 +176,7 @@ def normalizer(x: Operand, *, norm: str = "MAX") -> TensorType:
     return TensorType(DType.F32, x.shape)
 
 
-@op("ml.OneHotEncoder", OpClass.HOST)
+@op("ml.OneHotEncoder", OpClass.COMPOSITE)
 def one_hot_encoder(
     x: Operand,
     *,

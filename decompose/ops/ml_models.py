@@ -26,6 +26,14 @@ def _labels(ints: tuple[int, ...] | None, strings: tuple[str, ...] | None, ints_
     return (DType.STRING, len(strings)) if strings is not None else (DType.I64, len(ints or ()))
 
 
+def _check_features(x: Operand, features: Sequence[int], leaf: Sequence[bool]) -> None:
+    """Raise ShapeError where a branch reads a column that *x* has not."""
+    width = x.shape[-1] if x.rank else 1
+    used = [f for f, is_leaf in zip(features, leaf, strict=True) if not is_leaf]
+    if used and (min(used) < 0 or (isinstance(width, int) and max(used) >= width)):
+        raise ShapeError(f"nodes_featureids go from {min(used)} to {max(used)}, but the input has {width} features")
+
+
 @op("ml.LinearRegressor", OpClass.COMPOSITE)
 def linear_regressor(
     x: Operand,
@@ -45,7 +53,7 @@ def linear_regressor(
     return TensorType(DType.F32, (n, targets))
 
 
-@op("ml.LinearClassifier", OpClass.HOST)
+@op("ml.LinearClassifier", OpClass.COMPOSITE)
 def linear_classifier(
     x: Operand,
     *,
@@ -66,7 +74,7 @@ def linear_classifier(
     return TensorType(kind, (n,)), TensorType(DType.F32, (n, 2 if scores == 1 and count == 2 else scores))
 
 
-@op("ml.SVMRegressor", OpClass.HOST)
+@op("ml.SVMRegressor", OpClass.COMPOSITE)
 def svm_regressor(
     x: Operand,
     *,
@@ -90,7 +98,7 @@ def svm_regressor(
     return TensorType(DType.F32, (n, 1))
 
 
-@op("ml.SVMClassifier", OpClass.HOST)
+@op("ml.SVMClassifier", OpClass.COMPOSITE)
 def svm_classifier(
     x: Operand,
     *,
@@ -119,7 +127,7 @@ def svm_classifier(
     return TensorType(kind, (n,)), TensorType(DType.F32, (n, width))
 
 
-@op("ml.TreeEnsemble", OpClass.HOST)
+@op("ml.TreeEnsemble", OpClass.COMPOSITE)
 def tree_ensemble(
     x: Operand,
     *,
@@ -156,13 +164,14 @@ def tree_ensemble(
     )
     if len({len(c) for c in columns}) != 1:
         raise ShapeError(f"attributes nodes_… have different lengths {sorted({len(c) for c in columns})}")
+    _check_features(x, nodes_featureids, [False] * len(nodes_featureids))
     if len(leaf_targetids) != len(leaf_weights):
         raise ShapeError(f"{len(leaf_targetids)} leaf_targetids for {len(leaf_weights)} leaf_weights")
     targets = n_targets if n_targets is not None else max(leaf_targetids, default=-1) + 1
     return TensorType(x.dtype, (x.shape[0], targets))
 
 
-@op("ml.TreeEnsembleRegressor", OpClass.HOST)
+@op("ml.TreeEnsembleRegressor", OpClass.COMPOSITE)
 def tree_ensemble_regressor(
     x: Operand,
     *,
@@ -192,10 +201,11 @@ def tree_ensemble_regressor(
     _choice(aggregate_function, AGGREGATES, "aggregate_function")
     _choice(post_transform, POST_TRANSFORMS, "post_transform")
     n, _ = rows_and_columns(x)
+    _check_features(x, nodes_featureids, [m == "LEAF" for m in nodes_modes])
     return TensorType(DType.F32, (n, n_targets if n_targets is not None else max(target_ids, default=-1) + 1))
 
 
-@op("ml.TreeEnsembleClassifier", OpClass.HOST)
+@op("ml.TreeEnsembleClassifier", OpClass.COMPOSITE)
 def tree_ensemble_classifier(
     x: Operand,
     *,
@@ -225,4 +235,5 @@ def tree_ensemble_classifier(
     _choice(post_transform, POST_TRANSFORMS, "post_transform")
     kind, count = _labels(classlabels_int64s, classlabels_strings, "classlabels_int64s")
     n, _ = rows_and_columns(x)
+    _check_features(x, nodes_featureids, [m == "LEAF" for m in nodes_modes])
     return TensorType(kind, (n,)), TensorType(DType.F32, (n, count))

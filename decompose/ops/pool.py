@@ -127,8 +127,7 @@ def max_unpool(
     return TensorType(x.dtype, wanted)
 
 
-# Bins differ in size from region to region, so no static graph describes it: a host op.
-@op("MaxRoiPool", OpClass.HOST)
+@op("MaxRoiPool", OpClass.COMPOSITE)
 def max_roi_pool(x: Operand, rois: Operand, *, pooled_shape: Ints, spatial_scale: float = 1.0) -> TensorType:
     """Maximum over a grid of bins of each region of interest (Fast R-CNN)."""
     if x.rank != 4 or not fits(rois.shape, (None, 5)):

@@ -1,4 +1,4 @@
-"""The numeric ops of ai.onnx.ml as atomic ops. Strings, maps, trees and votes stay host ops."""
+"""The encoders and scalers of ai.onnx.ml as atomic ops. Strings and maps stay host ops."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from mnnpy.decompose.builder import Builder, Var
 from mnnpy.decompose.registry import rule
 from mnnpy.decompose.rules.helpers import to_float
 from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array
+
+#: Up to so many keys (or comparisons in all) LabelEncoder compares with every key; beyond, it searches.
+_SCAN = 16
+_SCAN_BLOCK = 1 << 16
 
 
 @rule("ml.ArrayFeatureExtractor")
@@ -82,27 +87,92 @@ def normalizer(g: Builder, x: Var, *, norm: str = "MAX") -> Var:
     return g.cast(g.div(y, divisor), DType.F32)
 
 
-@rule("ml.LinearRegressor")
-def linear_regressor(
+@rule("ml.OneHotEncoder")
+def one_hot_encoder(
     g: Builder,
     x: Var,
     *,
-    coefficients: tuple[float, ...] | None = None,
-    intercepts: tuple[float, ...] | None = None,
-    post_transform: str = "NONE",
-    targets: int = 1,
+    cats_int64s: tuple[int, ...] | None = None,
+    cats_strings: tuple[str, ...] | None = None,
+    zeros: int = 1,
 ) -> Var | None:
-    if post_transform in ("SOFTMAX_ZERO", "PROBIT"):
+    # with zeros=0 an unknown category is an error, which only the values tell: left to the host
+    if cats_int64s is None or x.dtype is DType.STRING or not zeros:
         return None
-    rows = to_float(g, x)
-    if x.rank == 1:
-        rows = g.reshape(rows, (1, x.shape[0]))
-    weights = np.asarray(coefficients or (), np.float32).reshape(targets, -1).T
-    y = g.matmul(rows, g.const(np.ascontiguousarray(weights), rows.dtype))
-    if intercepts:
-        y = g.add(y, g.const(np.asarray(intercepts, np.float32), rows.dtype))
-    if post_transform == "LOGISTIC":
-        y = g.unary("Sigmoid", y)
-    elif post_transform == "SOFTMAX":
-        y = g.op("Softmax", y, axis=-1)
-    return g.cast(y, DType.F32)
+    places = {c: k for k, c in enumerate(cats_int64s)}  # the last of equal categories counts
+    last = np.asarray([places[c] == k for k, c in enumerate(cats_int64s)], np.bool_)
+    if x.dtype.is_float:
+        x = g.unary("Trunc", x)
+        typed = np.asarray(cats_int64s, np.int64).astype(x.dtype.numpy)
+        exact = np.asarray([int(t) == c for t, c in zip(typed, cats_int64s, strict=True)], np.bool_)
+        categories = np.where(exact & last, typed, typed.dtype.type(np.nan))
+        last |= True
+    else:
+        x, categories = g.cast(x, DType.I64), np.asarray(cats_int64s, np.int64)
+    hit = g.binary("Equal", g.reshape(x, (*x.shape, 1)), g.const(categories))
+    if not last.all():
+        hit = g.binary("And", hit, g.const(last))
+    return g.cast(hit, DType.F32)
+
+
+@rule("ml.LabelEncoder")
+def label_encoder(
+    g: Builder,
+    x: Var,
+    *,
+    default_float: float = -0.0,
+    default_int64: int = -1,
+    default_string: str = "_Unused",
+    default_tensor: Array | None = None,
+    keys_floats: tuple[float, ...] | None = None,
+    keys_int64s: tuple[int, ...] | None = None,
+    keys_strings: tuple[str, ...] | None = None,
+    keys_tensor: Array | None = None,
+    values_floats: tuple[float, ...] | None = None,
+    values_int64s: tuple[int, ...] | None = None,
+    values_strings: tuple[str, ...] | None = None,
+    values_tensor: Array | None = None,
+) -> Var | None:
+    keys = next((k for k in (keys_floats, keys_int64s, keys_tensor) if k is not None), None)
+    if values_tensor is not None:
+        values = values_tensor.reshape(-1)
+        default = -0.0 if values.dtype.kind == "f" else -1
+        default = default_tensor.reshape(-1)[0] if default_tensor is not None else default
+    elif values_int64s is not None:
+        values, default = np.asarray(values_int64s, np.int64), default_int64
+    else:
+        values, default = np.asarray(values_floats if values_floats is not None else (), np.float32), default_float
+    strings = x.dtype is DType.STRING or values_strings is not None or values.dtype.kind not in "fiu"
+    if keys is None or strings or np.asarray(keys).dtype.kind not in "fiu":
+        return None
+    ordered, at = _last_of_equal(np.asarray(keys).reshape(-1).astype(x.dtype.numpy))
+    # row 0 of the table is what unknown elements become
+    table = np.concatenate([np.asarray([default]), values[at]]).astype(values.dtype)
+    unknown = np.isnan(ordered) if x.dtype.is_float else np.zeros(len(ordered), np.bool_)
+    place = _find(g, x, ordered[~unknown], np.nonzero(~unknown)[0] + 1)
+    if unknown.any():
+        place = g.select(g.unary("IsNaN", x), g.const(np.nonzero(unknown)[0][0] + 1, DType.I32), place)
+    return g.gather(g.const(table), place)
+
+
+def _last_of_equal(keys: Array) -> tuple[Array, Array]:
+    """Distinct *keys* in order (NaN last, once), and where each stands for the last time."""
+    ordered, at = np.unique(keys[::-1], return_index=True)
+    return ordered, len(keys) - 1 - at
+
+
+def _find(g: Builder, x: Var, keys: Array, places: Array) -> Var:
+    """The entry (i32) of *places* for each element of *x* among sorted *keys*, 0 where it is none of them."""
+    if len(keys) <= _SCAN or len(keys) * math.prod(x.shape) <= _SCAN_BLOCK:
+        hit = g.binary("Equal", g.reshape(x, (*x.shape, 1)), g.const(keys, x.dtype))
+        return g.reduce("Sum", g.mul(g.cast(hit, DType.I32), g.const(places, DType.I32)), [-1], keepdims=False)
+    # binary search for the last key that is no larger, over a table filled up with its last entry
+    levels = (len(keys) - 1).bit_length()
+    fill = (1 << levels) - len(keys)
+    table, order = g.const(np.pad(keys, (0, fill), "edge"), x.dtype), np.pad(places, (0, fill), "edge")
+    at = g.const(np.zeros(x.shape), DType.I32)
+    for level in reversed(range(levels)):
+        probe = g.add(at, 1 << level)
+        at = g.select(g.binary("LessEqual", g.gather(table, probe), x), probe, at)
+    hit = g.binary("Equal", g.gather(table, at), x)
+    return g.select(hit, g.gather(g.const(order, DType.I32), at), 0)

@@ -102,3 +102,19 @@ def test_max_roi_pool_truth() -> None:
     assert y[0, 0].tolist() == [[5, 7], [13, 15]]
     assert y[1, 1].tolist() == [[21, 22], [25, 26]]
     assert not y[2].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000), st.sampled_from([(1, 1), (3, 5), (8, 7), (1, 16), (13, 4)]), st.integers(0, 6),
+    st.sampled_from([(1, 1), (2, 3), (7, 7)]), st.sampled_from([1.0, 0.0625, 0.3]),
+    st.sampled_from([np.float32, np.float64, np.float16]),
+)  # fmt: skip
+def test_max_roi_pool(seed: int, size: Any, count: int, pooled: Any, scale: float, dtype: Any) -> None:
+    r = np.random.default_rng(seed)
+    x = r.normal(size=(2, 3, *size)).astype(dtype)
+    corners = r.uniform(-2, max(size) + 2, (count, 4)) / scale  # some outside, some turned over
+    rois = np.concatenate([r.integers(0, 2, (count, 1)), corners], axis=1).astype(dtype)
+    check_rule("MaxRoiPool", [x, rois], {"pooled_shape": pooled, "spatial_scale": scale})
+    check_rule("MaxRoiPool", [x[:, :0], rois], {"pooled_shape": pooled})
+    check_rule("MaxRoiPool", [x[:, :, :0], rois], {"pooled_shape": pooled})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -196,7 +197,8 @@ def one_hot_encoder(
     places = {c: k for k, c in enumerate(categories)}
     out = np.zeros((x.size, len(categories)), np.float32)
     for row, value in zip(out, x.reshape(-1).tolist(), strict=True):
-        place = places.get(text_of(value) if cats_strings is not None else int(value))
+        known = cats_strings is not None or math.isfinite(value)
+        place = places.get(text_of(value) if cats_strings is not None else int(value)) if known else None
         if place is not None:
             row[place] = 1
         elif not zeros:

@@ -146,19 +146,21 @@ def max_unpool(
 @reference("MaxRoiPool")
 def max_roi_pool(x: Array, rois: Array, *, pooled_shape: Ints, spatial_scale: float = 1.0) -> Array:
     # Fast R-CNN (arXiv 1504.08083): corners rounded to pixels, bins overlap by rounding outwards, empty bins are 0.
-    values, regions = wide(x), wide(rois)
+    # Coordinates are computed in f32 (f64 for f64 data): where a product rounds to decides which pixels a bin has.
+    values, kind = wide(x), np.float64 if x.dtype == np.float64 else np.float32
+    regions, scale = rois.astype(kind), kind(spatial_scale)
     height, width = x.shape[2:]
     ph, pw = pooled_shape
     y = np.zeros((len(rois), x.shape[1], ph, pw))
     for r, (batch, *corners) in enumerate(regions):
-        x1, y1, x2, y2 = (int(np.floor(v * spatial_scale + 0.5)) for v in corners)
-        tall, broad = max(y2 - y1 + 1, 1) / ph, max(x2 - x1 + 1, 1) / pw
+        x1, y1, x2, y2 = (int(np.floor(v * scale + kind(0.5))) for v in corners)
+        tall, broad = kind(max(y2 - y1 + 1, 1)) / kind(ph), kind(max(x2 - x1 + 1, 1)) / kind(pw)
         for i in range(ph):
-            top, bottom = (min(max(v + y1, 0), height) for v in (int(np.floor(i * tall)), int(np.ceil((i + 1) * tall))))
+            edges = np.floor(kind(i) * tall), np.ceil(kind(i + 1) * tall)
+            top, bottom = (min(max(int(v) + y1, 0), height) for v in edges)
             for j in range(pw):
-                left, right = (
-                    min(max(v + x1, 0), width) for v in (int(np.floor(j * broad)), int(np.ceil((j + 1) * broad)))
-                )
+                edges = np.floor(kind(j) * broad), np.ceil(kind(j + 1) * broad)
+                left, right = (min(max(int(v) + x1, 0), width) for v in edges)
                 if bottom > top and right > left:
                     y[r, :, i, j] = values[int(batch), :, top:bottom, left:right].max(axis=(1, 2))
     return narrow(y, x.dtype)
