@@ -305,7 +305,7 @@ def convolution(
             for p, d, s, o in zip(position, dilations, strides, out, strict=True)
         )
         columns = xw[:, :, *window].reshape(n, group, cg, prod(out))
-        weights = ww.reshape(m, cg, -1)[:, :, tap].reshape(group, m // group, cg)
+        weights = ww.reshape(m, cg, prod(kernel))[:, :, tap].reshape(group, m // group, cg)
         y += weights * columns if cg == 1 else np.matmul(weights, columns)
     y = y.reshape(n, m, *out)
     if b is not None:
