@@ -147,7 +147,10 @@ def _agreement(folder: Path) -> dict[str, float | str]:
 
 
 def _ratios(out: dict[str, Any]) -> None:
-    """Mnnpy relative to the best fp32 peer and to onnxruntime, below 1 where mnnpy is faster."""
+    """Mnnpy relative to the best fp32 peer and to onnxruntime, below 1 where mnnpy is faster; likewise in bf16."""
+    low, theirs = out.get("mnnpy-low", {}).get("rounds"), out.get("openvino-default", {}).get("rounds")
+    if low and theirs:
+        out["mnnpy-low"]["to openvino-default"] = statistics.median(a / b for a, b in zip(low, theirs, strict=False))
     ours = out.get("mnnpy", {}).get("rounds")
     peers = {e: out[e] for e in PEERS if "rounds" in out.get(e, {})}
     if not ours or not peers:
@@ -182,17 +185,26 @@ def markdown(report: dict[str, Any]) -> str:
     lines.append(
         f"Batch 1, milliseconds, median of {report['rounds']} interleaved rounds. Ratios below 1: mnnpy is faster."
     )
+    if "mnnpy-low" in engines or "openvino-default" in engines:
+        lines.append(
+            "`mnnpy-low` and `openvino-default` compute in bf16 where the processor has it, all others in fp32."
+        )
+    low = "mnnpy-low" in engines and "openvino-default" in engines
     for threads, models in report["results"].items():
         lines += ["", f"### {threads} thread{'s' * (threads != '1')}", ""]
-        lines.append("| model | " + " | ".join(engines) + " | ÷ best peer | ÷ onnxruntime |")
-        lines.append("|---" * (len(engines) + 3) + "|")
+        lines.append(
+            "| model | " + " | ".join(engines) + " | ÷ best peer | ÷ onnxruntime |" + " low ÷ openvino-default |" * low
+        )
+        lines.append("|---" * (len(engines) + 3 + low) + "|")
         notes = []
         for model, found in models.items():
             ours = found.get("mnnpy", {})
             cells = [_ms(found[e]) for e in engines]
             best = f"{ours['to best']:.2f} ({ours['best peer']})" if "to best" in ours else "–"
             ort = f"{ours['to onnxruntime']:.2f}" if "to onnxruntime" in ours else "–"
-            lines.append(f"| {model} | {' | '.join(cells)} | {best} | {ort} |")
+            ratio = found.get("mnnpy-low", {}).get("to openvino-default")
+            last = (f" {ratio:.2f} |" if ratio else " – |") if low else ""
+            lines.append(f"| {model} | {' | '.join(cells)} | {best} | {ort} |{last}")
             notes += [f"- {model}, {e}: {found[e]['error']}" for e in engines if "error" in found[e]]
         lines += ["", *notes] if notes else []
         lines += [

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Explanation", "explain_plans", "plan_parts", "profile_plan"]
 
+#: Ops that multiply matrices; the rest of a plan has no bf16 kernels.
+_PRODUCTS = frozenset({"MatMul", "Convolution", "FusedAttention", "LSTM", "GRU", "RNN"})
 _COLUMNS = ("plan", "backend", "op", "node", "algorithm", "shape", "reason", "fallback")
 
 
@@ -42,7 +44,15 @@ class Explanation:
         counts = Counter(str(r["backend"]) for r in self.rows)
         summary = ", ".join(f"{n} on {b}" for b, n in counts.most_common())
         lines += [f"fallback: {r['op']} ({r['node']}): {r['reason']}" for r in self.fallbacks]
-        return "\n".join([f"precision {self.precision}; {summary}", *lines])
+        return "\n".join([f"precision {self.precision}{self._bf16()}; {summary}", *lines])
+
+    def _bf16(self) -> str:
+        """How much of a plan of low precision really computes in bf16."""
+        if self.precision != "low":
+            return ""
+        products = [r for r in self.rows if r["op"] in _PRODUCTS]
+        low = sum("bf16" in str(r["algorithm"]) for r in products)
+        return f" ({low} of {len(products)} products and convolutions in bf16)"
 
 
 def explain_plans(executable: Executable, options: Options, prefix: str = "") -> Explanation:

@@ -24,7 +24,8 @@ class Options:
 
     threads: worker threads of the CPU backend, 0 = one per available core.
     precision: ``high`` strict fp32 with direct algorithms, ``normal`` fp32 within 3e-5 of the output's maximum,
-        ``low`` bf16/fp16 arithmetic where a backend has it.
+        ``low`` bf16 products with fp32 sums where backend and processor have them (about 1e-2 of the output's maximum);
+        ``Session.explain()`` says how many.
     tuning: seconds that planning may spend on measuring algorithms; decisions are kept on disk (``MNNPY_CACHE_DIR``),
         so the next Session on this machine pays nothing. 0 leaves the choice to the cost model.
     optimize: names out of ``OPTIMIZATIONS``; all by default.

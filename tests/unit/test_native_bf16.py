@@ -249,4 +249,6 @@ def test_sessions(name: str) -> None:
             shown = [r["algorithm"] for r in session.explain().rows if r["op"] in ("MatMul", "Convolution")]
             used = any("bf16" in a for a in shown)
             assert used == (precision == "low" and HAS_BF16 and bool(shown))
-            assert f"precision {precision}" in str(session.explain())
+            head = str(session.explain()).partition(";")[0]
+            assert head.startswith(f"precision {precision}")
+            assert ("in bf16" in head) == (precision == "low")
