@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mnnpy.decompose.registry import get_op
+from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.errors import MnnpyError
 from mnnpy.graph.dtypes import DType
 from mnnpy.runtime import Executable
@@ -85,7 +85,9 @@ MAPS = frozenset({"ml.CastMap", "ml.CategoryMapper", "ml.DictVectorizer", "ml.Zi
 
 def is_host_by_definition(op: str) -> bool:
     """True for ops that no device is expected to run (``string`` stands for values that are no numeric tensors)."""
-    return op == "string" or op in DATA_DEPENDENT or op in MAPS or get_op(op).family in ("sequence", "text")
+    if op == "string" or op in DATA_DEPENDENT or op in MAPS:
+        return True
+    return get_op(op).op_class is OpClass.HOST and get_op(op).family in ("sequence", "text")
 
 
 @cache

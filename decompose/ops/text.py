@@ -73,7 +73,7 @@ def regex_full_match(x: Operand, *, pattern: str = "") -> TensorType:
     return TensorType(DType.BOOL, x.shape)
 
 
-@op("TfIdfVectorizer", OpClass.HOST)
+@op("TfIdfVectorizer", OpClass.COMPOSITE)
 def tf_idf_vectorizer(
     x: Operand,
     *,

@@ -299,6 +299,27 @@ def test_label_encoder_of_lists() -> None:
     assert declines("ml.LabelEncoder", [np.asarray(["a"], object)], {"keys_strings": ("a",), "values_int64s": (1,)})
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000), st.sampled_from([(1, 1), (1, 2), (2, 3), (2, 2)]), st.integers(0, 3),
+    st.sampled_from(["TF", "IDF", "TFIDF"]), st.sampled_from([(9,), (3, 8), (2, 1), (0, 4), (2, 0)]),
+)  # fmt: skip
+def test_tf_idf_of_numbers(seed: int, lengths: tuple[int, int], skips: int, mode: str, shape: Any) -> None:
+    r = np.random.default_rng(seed)
+    sizes = r.integers(0, 5, 3)  # n-grams of 1, 2 and 3 tokens
+    starts = np.concatenate([[0], np.cumsum(sizes * (1, 2, 3))])
+    total = int(sizes.sum())
+    attrs: dict[str, Any] = {
+        "min_gram_length": lengths[0], "max_gram_length": lengths[1], "max_skip_count": skips, "mode": mode,
+        "ngram_counts": tuple(starts[:3].tolist()), "pool_int64s": tuple(r.integers(0, 3, starts[-1]).tolist()),
+        "ngram_indexes": tuple(r.permutation(total).tolist()),
+    }  # fmt: skip
+    if seed % 2:
+        attrs["weights"] = weights_of(seed, total)
+    for dtype in (np.int64, np.int32):
+        check_rule("TfIdfVectorizer", [r.integers(0, 3, shape).astype(dtype)], attrs)
+
+
 @pytest.mark.parametrize("strings", [False, True])
 def test_only_string_labels_leave_the_device(strings: bool) -> None:
     onnx = pytest.importorskip("onnx")
