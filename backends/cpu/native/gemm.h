@@ -129,8 +129,12 @@ class Floats {
   Floats() = default;
   explicit Floats(size_t count);
   ~Floats();
-  Floats(Floats&& o) noexcept : data_(o.data_), count_(o.count_) { o.data_ = nullptr, o.count_ = 0; }
+  Floats(Floats&& o) noexcept : data_(o.data_), count_(o.count_), shared_(std::move(o.shared_)) {
+    o.data_ = nullptr, o.count_ = 0;
+  }
   Floats& operator=(Floats&& o) noexcept;
+  // Call once the contents are final: equal contents of other kernels and this one then share memory.
+  void share();
   float* data() { return data_; }
   const float* data() const { return data_; }
   size_t bytes() const { return count_ * sizeof(float); }
@@ -138,6 +142,7 @@ class Floats {
  private:
   float* data_ = nullptr;
   size_t count_ = 0;
+  std::shared_ptr<const void> shared_;  // owns data_ after share()
 };
 
 inline size_t round_up_64(size_t n) { return (n + 63) / 64 * 64; }

@@ -102,6 +102,9 @@ class Kernel {
   virtual bool consumed(int input) const { (void)input; return false; }
 };
 
+// The one block of memory that holds these bytes: `block` itself, or an equal one that is alive already.
+std::shared_ptr<const void> share_block(std::shared_ptr<const void> block, size_t bytes);
+
 enum class Isa : int { GENERIC = 0, AVX2 = 1, AVX512 = 2 };
 Isa isa();  // picked by CPUID, may be lowered by option
 

@@ -115,6 +115,7 @@ class ConvDirect final : public Kernel {
       packed_ = Floats(group_floats_ * static_cast<size_t>(s.group));
       std::vector<float> turned(s.taps() > 1 ? static_cast<size_t>(node.inputs[1].count()) : 0);
       pack(w, turned.data(), packed_.data());
+      packed_.share();
       constant_ = true;
     }
   }

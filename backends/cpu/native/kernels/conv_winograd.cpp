@@ -75,6 +75,7 @@ class ConvWinograd final : public Kernel {
     blocks_ = (tiles_ + block_ - 1) / block_;
     packed_ = Floats(static_cast<size_t>(panels_.width * kPoints * s.c));
     pack(static_cast<const float*>(node.inputs[1].constant));
+    packed_.share();
   }
 
   static double cost(const ConvShape& s) {  // seconds on a core of about 100 GFLOP/s and 20 GB/s behind L2

@@ -191,11 +191,20 @@ Floats::Floats(size_t count) : count_(count) {
   data_ = static_cast<float*>(p);
 }
 
-Floats::~Floats() { std::free(data_); }
+Floats::~Floats() {
+  if (!shared_) std::free(data_);
+}
+
+void Floats::share() {
+  if (shared_ || data_ == nullptr) return;
+  shared_ = share_block(std::shared_ptr<const void>(data_, [](const void* p) { std::free(const_cast<void*>(p)); }), bytes());
+  data_ = static_cast<float*>(const_cast<void*>(shared_.get()));
+}
 
 Floats& Floats::operator=(Floats&& o) noexcept {
   std::swap(data_, o.data_);
   std::swap(count_, o.count_);
+  std::swap(shared_, o.shared_);
   return *this;
 }
 

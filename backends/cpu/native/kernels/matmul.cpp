@@ -98,6 +98,7 @@ class MatMulF32 final : public Kernel {
       packed_ = Floats(matrix_ * static_cast<size_t>(p_.b_count));
       for (int64_t q = 0; q < p_.b_count; ++q)
         pack(static_cast<const float*>(b.constant), q, packed_.data() + static_cast<size_t>(q) * matrix_, 0, panels_.list.size());
+      packed_.share();
     }
   }
 

@@ -43,6 +43,7 @@ class Recurrent final : public Kernel {
     if (w != nullptr && r != nullptr) {
       packed_ = Floats(weight_floats());
       pack(w, r, packed_.data());
+      packed_.share();
       constant_ = true;
     }
   }
