@@ -147,7 +147,7 @@ def peak(threads: int) -> float:
     return layer.flops / min(best([run], 0.5)) / 1e9
 
 
-def native(layer: Conv | Gemm, threads: int, algorithm: str) -> tuple[Callable[[], None], str]:
+def native(layer: Conv | Gemm, threads: int, algorithm: str) -> tuple[Callable[[], object], str]:
     """A function that runs the layer once, and the kernel's name."""
     rng = np.random.default_rng(0)
 
@@ -186,7 +186,7 @@ def native(layer: Conv | Gemm, threads: int, algorithm: str) -> tuple[Callable[[
         tensors = [("f32", x.shape, "input", 0), second, ("f32", y.shape, "output", 0)]
         program = _native.Program(tensors, [("MatMul", "layer", {}, [0, 1], [2])], 0, threads)
         arrays = [x] if layer.batch == 1 else [x, w]
-    return lambda: program.run(arrays, [y]), program.describe()[0]["algorithm"]
+    return lambda: program.run(arrays, [y]), str(program.describe()[0]["algorithm"])
 
 
 def ort(layer: Conv | Gemm, threads: int) -> Callable[[], None]:
