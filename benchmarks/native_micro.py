@@ -189,7 +189,7 @@ def native(layer: Conv | Gemm, threads: int, algorithm: str) -> tuple[Callable[[
     return lambda: program.run(arrays, [y]), str(program.describe()[0]["algorithm"])
 
 
-def ort(layer: Conv | Gemm, threads: int) -> Callable[[], None]:
+def ort(layer: Conv | Gemm, threads: int) -> Callable[[], object]:
     """The same layer as a one-op model in ONNX Runtime, on bound buffers, in the layout it prefers."""
     rng = np.random.default_rng(0)
 
@@ -247,7 +247,7 @@ def ort(layer: Conv | Gemm, threads: int) -> Callable[[], None]:
     return run
 
 
-def best(runs: Sequence[Callable[[], None]], seconds: float) -> list[float]:
+def best(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
     """Shortest time of each function; they take turns in short bursts for *seconds* each."""
     times = [math.inf] * len(runs)
     for run in runs:
