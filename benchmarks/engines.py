@@ -42,11 +42,15 @@ def open_onnxruntime(path: Path, feeds: Feeds, threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    sizes: dict[str, set[int]] = {}
     for value in onnx.load(path, load_external_data=False).graph.input:
         if value.name in feeds:
             for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True):
                 if dim.dim_param:
-                    options.add_free_dimension_override_by_name(dim.dim_param, size)
+                    sizes.setdefault(dim.dim_param, set()).add(size)
+    for name, found in sizes.items():
+        if len(found) == 1:  # some exporters call every free size "?": those stay free
+            options.add_free_dimension_override_by_name(name, found.pop())
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda f: session.run(None, f)
 

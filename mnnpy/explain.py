@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mnnpy.control import run_control
+from mnnpy.search.partition import DECLINED, FALLBACK, INTERPRETED
 
 if TYPE_CHECKING:
     from mnnpy.graph.ir import Graph
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "explain_plans", "plan_parts", "profile_plan"]
 
 #: Ops that multiply matrices; the rest of a plan has no bf16 kernels.
+#: Reasons of nodes that a chosen backend could have been expected to run: asked-for fallbacks, rules that declined, and
+#: loop bodies that are interpreted because planning them anew was measured to cost more.
+UNASKED = (FALLBACK, DECLINED, INTERPRETED)
 _PRODUCTS = frozenset({"MatMul", "Convolution", "FusedAttention", "LSTM", "GRU", "RNN"})
 _COLUMNS = ("plan", "backend", "op", "node", "algorithm", "shape", "reason", "fallback")
 
@@ -73,7 +77,7 @@ def explain_plans(executable: Executable, options: Options, prefix: str = "") ->
             reasons = {n.label: a.reason for n, a in zip(step.graph.nodes, step.assignments, strict=True)}
             for described in step.program.describe():
                 reason = reasons.get(described["node"], "")
-                fell = reason.startswith("fallback")
+                fell = reason.startswith(UNASKED)
                 rows.append(
                     _row(
                         name,

@@ -25,7 +25,7 @@ from mnnpy.graph.dims import numel
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, tensor_type_of
 from mnnpy.options import Options
-from mnnpy.search.partition import CONTROL, HOST, Assignment, Part, assign, form_parts
+from mnnpy.search.partition import CONTROL, HOST, INTERPRETED, Assignment, Part, assign, form_parts
 from mnnpy.specialize import Specialized, specialize
 
 __all__ = ["Context", "Executable", "Plan", "Step"]
@@ -244,7 +244,7 @@ class Executable:
         interpreted = time.perf_counter() - begin
         if self._runs * (interpreted - compiled) >= self._made * planning:
             return
-        reason = f"{self._made} plans for {self._runs} runs: interpreting was measured to be faster than planning"
+        reason = f"{INTERPRETED}: {self._made} plans for {self._runs} runs"
         chosen = tuple(Assignment(HOST, reason) for _ in graph.nodes)
         step = Step(host.info.backend, graph.input_names, graph.output_names, graph, program, None, {}, chosen)
         self._interpreted = Plan(graph.input_names, {}, [step], None, graph.output_names, program)

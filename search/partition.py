@@ -10,7 +10,7 @@ from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.errors import UnsupportedOpError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value
 
-__all__ = ["Assignment", "Part", "assign", "form_parts"]
+__all__ = ["CONTROL", "DECLINED", "FALLBACK", "HOST", "INTERPRETED", "Assignment", "Part", "assign", "form_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,11 @@ class Assignment:
     device: int  #: index into the session's devices; HOST for the reference interpreter, CONTROL for the session
     reason: str
 
+
+#: Reasons that ``Session.explain().fallbacks`` looks for.
+FALLBACK = "fallback was asked for"
+DECLINED = "host op: no decomposition for these operands and attributes"
+INTERPRETED = "interpreting was measured to be faster than planning"
 
 HOST = -1
 CONTROL = -2
@@ -58,9 +63,9 @@ def assign(
             if is_host_node(node, graph.types):
                 chosen.append(Assignment(HOST, "host op: strings, sequences or data-dependent shapes"))
             elif op_class is not OpClass.ATOMIC:
-                chosen.append(Assignment(HOST, "host op: no decomposition for these operands and attributes"))
+                chosen.append(Assignment(HOST, DECLINED))
             elif fallback:
-                chosen.append(Assignment(HOST, "fallback was asked for; " + "; ".join(reasons)))
+                chosen.append(Assignment(HOST, f"{FALLBACK}; " + "; ".join(reasons)))
             else:
                 missing.append(f"  {node.op} (node '{node.label}'): " + "; ".join(reasons))
                 chosen.append(Assignment(HOST, ""))

@@ -36,7 +36,7 @@ def workload(backends: int) -> dict[str, Any]:
         "alias": counts[OpClass.ALIAS],
         "host": counts[OpClass.HOST],
         "with decomposition": (atomic + 1) * backends + transform + composite + control,
-        "without decomposition": (atomic + transform + composite + control) * backends,
+        "without decomposition": (atomic + transform + composite) * backends + control,
     }
 
 
@@ -85,6 +85,6 @@ def _sentence(f: dict[str, Any], shown: int) -> str:
         f"\n{shown} ops shown. Known: {a} atomic + raster, {t} transform, {c} composite, {k} control flow, "
         f"{f['alias']} alias, {f['host']} host.\n"
         f"Work for {b} backend{'s' * (b != 1)}: with decomposition ({a}+1)·{b} + {t} + {c} + {k} = "
-        f"{f['with decomposition']}; without ({a}+{t}+{c}+{k})·{b} = {f['without decomposition']}; "
-        f"each further backend costs {a + 1} instead of {a + t + c + k}."
+        f"{f['with decomposition']}; without ({a}+{t}+{c})·{b} + {k} = {f['without decomposition']}; "
+        f"each further backend costs {a + 1} instead of {a + t + c}."
     )

@@ -222,3 +222,14 @@ def test_the_gil_is_released_while_running() -> None:
     stop.set()
     counter.join()
     assert max(progress) > 1000, "a Python thread made no progress during inference"
+
+
+def test_a_declined_rule_is_named_among_the_fallbacks() -> None:
+    n = Net()
+    x = n.input(1, 9, 9)
+    model, feeds = n.finish(n.op("Det", x))  # above 8×8 the rule declines
+    session = mnnpy.Session(model)
+    np.testing.assert_allclose(session.run(None, feeds)[0], np.linalg.det(feeds[x]), rtol=1e-4)
+    (row,) = session.explain().fallbacks
+    assert (row["op"], row["backend"]) == ("Det", "reference")
+    assert "fallback: Det" in str(session.explain())
