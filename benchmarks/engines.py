@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ENGINES", "PEERS", "version_of"]
+from benchmarks.zoo import CACHE
+
+__all__ = ["ENGINES", "ENVIRONMENT", "PEERS", "version_of"]
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
 Run = Callable[[Feeds], list[Array]]
 
 
-def _mnnpy(precision: str) -> Callable[[Path, Feeds, int], Run]:
+def _mnnpy(**options: Any) -> Callable[[Path, Feeds, int], Run]:
     def open_mnnpy(path: Path, feeds: Feeds, threads: int) -> Run:
         import mnnpy
 
-        session = mnnpy.Session(path, "cpu", threads=threads, precision=precision)
+        session = mnnpy.Session(path, "cpu", threads=threads, **options)
         return lambda f: session.run(None, f)
 
     return open_mnnpy
@@ -88,26 +89,39 @@ def _silent() -> Iterator[None]:
         os.close(null)
 
 
-def open_mnn(path: Path, feeds: Feeds, threads: int) -> Run:
-    """Converted in this process, then loaded by the Module interface with fixed shapes and rearranged weights."""
+def _mnn_file(path: Path) -> Path:
+    """The model in MNN's format, beside the other benchmark models."""
     import _tools
+
+    target = CACHE / f"{path.stem}-{path.stat().st_size}.mnn"
+    if not target.is_file():
+        part = target.with_suffix(f".{os.getpid()}.part")
+        with _silent():
+            _tools.mnnconvert(
+                ["mnnconvert", "-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(part), "--bizCode", "MNN"]
+            )
+        if not part.is_file():
+            raise RuntimeError("its converter wrote no model")
+        part.replace(target)
+    return target
+
+
+def open_mnn(path: Path, feeds: Feeds, threads: int) -> Run:
+    """Converted once and kept, then loaded by the Module interface with fixed shapes and rearranged weights.
+
+    The number of threads has to come through a runtime manager: the argument of ``load_module_from_file`` is ignored.
+    """
     import MNN
     import onnx
 
     outputs = [o.name for o in onnx.load(path, load_external_data=False).graph.output]
-    with tempfile.TemporaryDirectory() as folder, _silent():
-        target = f"{folder}/model.mnn"
-        _tools.mnnconvert(
-            ["mnnconvert", "-f", "ONNX", "--modelFile", str(path), "--MNNModel", target, "--bizCode", "MNN"]
-        )
-        if not Path(target).is_file():
-            raise RuntimeError("its converter wrote no model")
+    runtime = MNN.nn.create_runtime_manager(({"backend": 0, "numThread": threads, "precision": "high"},))
+    with _silent():
         module = MNN.nn.load_module_from_file(
-            target,
+            str(_mnn_file(path)),
             list(feeds),
             outputs,
-            thread_num=threads,
-            precision_mode=MNN.expr.PrecisionMode.High,
+            runtime_manager=runtime,
             shape_mutable=False,
             rearrange=True,
         )
@@ -151,18 +165,27 @@ def open_torch(path: Path, feeds: Feeds, threads: int) -> Run:
 
 #: Engine → adapter. Names with a suffix are other settings of the same engine.
 ENGINES: dict[str, Callable[[Path, Feeds, int], Run]] = {
-    "mnnpy": _mnnpy("normal"),
-    "mnnpy-high": _mnnpy("high"),
-    "mnnpy-low": _mnnpy("low"),
+    "mnnpy": _mnnpy(),
+    "mnnpy-high": _mnnpy(precision="high"),
+    "mnnpy-low": _mnnpy(precision="low"),
+    "mnnpy-avx2": _mnnpy(isa="avx2"),
     "onnxruntime": open_onnxruntime,
     "openvino": _openvino({"INFERENCE_PRECISION_HINT": "f32"}),
     "openvino-default": _openvino({}),
+    "openvino-avx2": _openvino({"INFERENCE_PRECISION_HINT": "f32"}),
     "mnn": open_mnn,
     "torch": open_torch,
+    "torch-avx2": open_torch,
+}
+
+#: Instruction sets can be masked by environment variables here; onnxruntime and MNN have no such switch.
+ENVIRONMENT: dict[str, dict[str, str]] = {
+    "openvino-avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2"},
+    "torch-avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
 
 #: Engines that compute in fp32 as ``mnnpy`` does: the best of these is what ratios refer to.
-PEERS = ("onnxruntime", "openvino", "mnn", "torch")
+PEERS = ("onnxruntime", "openvino", "openvino-avx2", "mnn", "torch", "torch-avx2")
 
 _DISTRIBUTIONS = {"mnnpy": "mnnpy-engine", "mnn": "MNN"}
 

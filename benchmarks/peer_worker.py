@@ -1,6 +1,6 @@
 """One engine with one model in a process of its own: commands come as JSON lines on stdin, answers go to stdout.
 
-``python benchmarks/peer_worker.py ENGINE MODEL THREADS``. Between commands the process blocks on the pipe, so that
+``python benchmarks/peer_worker.py ENGINE WORKLOAD THREADS``. Between commands the process blocks on the pipe, so that
 it takes no processor time from the engine whose turn it is.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.engines import ENGINES
-from benchmarks.zoo import ZOO
+from benchmarks.zoo import Workload
 
 #: One round runs at least this long (seconds) and this often, unless runs are long.
 ROUND_SECONDS, LONG_RUN = 0.03, 0.5
@@ -52,9 +52,9 @@ def main() -> None:
     def answer(**values: Any) -> None:
         answers.write(json.dumps(values) + "\n")
 
-    model = ZOO[name]
-    feeds = model.inputs(0, 0)
-    path = model.build()
+    workload = Workload.parse(name)
+    feeds = workload.inputs()
+    path = workload.model.build()
     baseline = _peak_megabytes()
     try:
         start = time.perf_counter()
@@ -83,9 +83,11 @@ def main() -> None:
             time.sleep(0.25)
             answer(idle=1e3 * (time.process_time() - before))
         elif command["do"] == "round":
+            begin, busy = time.perf_counter(), time.process_time()
             seconds = _round(lambda: run(feeds), estimate)
+            cores = (time.process_time() - busy) / (time.perf_counter() - begin)
             time.sleep(SETTLE_SECONDS)
-            answer(seconds=seconds)
+            answer(seconds=seconds, cores=cores)
         elif command["do"] == "quit":
             answer(rss=_peak_megabytes())
             return

@@ -25,10 +25,25 @@ if __package__ in (None, ""):  # run as a script
 
 import numpy as np  # noqa: E402
 
-from benchmarks.engines import ENGINES, PEERS, version_of  # noqa: E402
-from benchmarks.zoo import ZOO  # noqa: E402
+from benchmarks.engines import ENGINES, ENVIRONMENT, PEERS, version_of  # noqa: E402
+from benchmarks.zoo import ZOO, Workload  # noqa: E402
 
 DEFAULT_ENGINES = ("mnnpy", "onnxruntime", "openvino", "openvino-default", "mnn", "torch")
+#: Our settings, and whom each is compared with.
+OURS = {
+    "mnnpy": PEERS,
+    "mnnpy-high": PEERS,
+    "mnnpy-avx2": PEERS,
+    "mnnpy-low": ("openvino-default",),
+}
+#: An engine that keeps more cores busy than it was given, or whose answer is nonsense, is shown but not compared with.
+CORES_SLACK, NONSENSE = 0.2, 0.1
+
+
+def environment() -> dict[str, str]:
+    """Compiled modules are cached, as they are where packages are installed."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": str(ROOT / "benchmarks" / "out" / "pycache")}
 
 
 class Worker:
@@ -39,11 +54,18 @@ class Worker:
         command = [sys.executable, str(ROOT / "benchmarks" / "peer_worker.py"), engine, model, str(threads)]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            cwd=ROOT,
+            env={**environment(), **ENVIRONMENT.get(engine, {})},
         )
         self.loaded = self._answer()
         self.error: str = self.loaded.get("error", "")
         self.rounds: list[float] = []
+        self.cores: list[float] = []
         self.facts: dict[str, Any] = {}
 
     def _answer(self) -> dict[str, Any]:
@@ -98,9 +120,10 @@ def measure(model: str, engines: Sequence[str], threads: int, rounds: int) -> di
         w.facts |= w.ask("warm", seconds=0.3)
     for k in range(rounds):
         for w in live if k % 2 == 0 else live[::-1]:
-            seconds = w.ask("round").get("seconds")
-            if seconds is not None:
-                w.rounds.append(seconds)
+            found = w.ask("round")
+            if "seconds" in found:
+                w.rounds.append(found["seconds"])
+                w.cores.append(found["cores"])
     out: dict[str, Any] = {}
     for engine, opened, reason in workers:
         if opened is None:
@@ -118,9 +141,11 @@ def measure(model: str, engines: Sequence[str], threads: int, rounds: int) -> di
             "first": opened.loaded["first"],
             "rss": opened.facts["rss"],
             "idle": opened.facts["idle"],
+            "cores": statistics.median(opened.cores),
             "difference": agreement.get(engine),
         }
-    _ratios(out)
+        out[engine]["unfair"] = _unfair(out[engine], threads)
+    _speedups(out)
     return out
 
 
@@ -132,7 +157,7 @@ def _agreement(folder: Path) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
     with np.load(wanted_path) as wanted:
         for path in folder.glob("*.npz"):
-            if path.stem == "torch":
+            if path.stem.startswith("torch"):  # its weights are its own
                 continue
             with np.load(path) as got:
                 if len(got.files) != len(wanted.files) or any(got[n].size != wanted[n].size for n in wanted.files):
@@ -146,21 +171,32 @@ def _agreement(folder: Path) -> dict[str, float | str]:
     return found
 
 
-def _ratios(out: dict[str, Any]) -> None:
-    """Mnnpy relative to the best fp32 peer and to onnxruntime, below 1 where mnnpy is faster; likewise in bf16."""
-    low, theirs = out.get("mnnpy-low", {}).get("rounds"), out.get("openvino-default", {}).get("rounds")
-    if low and theirs:
-        out["mnnpy-low"]["to openvino-default"] = statistics.median(a / b for a, b in zip(low, theirs, strict=False))
-    ours = out.get("mnnpy", {}).get("rounds")
-    peers = {e: out[e] for e in PEERS if "rounds" in out.get(e, {})}
-    if not ours or not peers:
-        return
-    best = min(peers, key=lambda e: peers[e]["ms"])
-    out["mnnpy"]["best peer"] = best
-    for key, peer in (("to best", best), ("to onnxruntime", "onnxruntime")):
-        if peer in peers:
-            pairs = zip(ours, peers[peer]["rounds"], strict=False)
-            out["mnnpy"][key] = statistics.median(a / b for a, b in pairs)
+def _unfair(found: dict[str, Any], threads: int) -> str:
+    """Why an engine's time is not comparable, or empty."""
+    if found["cores"] > threads + CORES_SLACK:
+        return f"kept {found['cores']:.1f} cores busy with {threads} thread(s)"
+    difference = found["difference"]
+    if isinstance(difference, str) or (difference is not None and difference > NONSENSE):
+        return f"its answer differs: {difference if isinstance(difference, str) else f'{difference:.0e}'}"
+    return ""
+
+
+def _speedups(out: dict[str, Any]) -> None:
+    """Time of the best peer ÷ ours, for each of our settings: above 1 where mnnpy is faster."""
+    for name, peers in OURS.items():
+        ours = out.get(name, {})
+        fair = {e: out[e] for e in peers if "rounds" in out.get(e, {}) and not out[e]["unfair"]}
+        if "rounds" not in ours or not fair:
+            continue
+        ours["best peer"] = best = min(fair, key=lambda e: float(fair[e]["ms"]))
+        ours["speedup"] = _pairwise(out[best], ours)
+        if "onnxruntime" in fair:
+            ours["over onnxruntime"] = _pairwise(out["onnxruntime"], ours)
+
+
+def _pairwise(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
+    """Median over rounds of the ratio within the round."""
+    return float(statistics.median(a / b for a, b in zip(theirs["rounds"], ours["rounds"], strict=False)))
 
 
 def machine() -> str:
@@ -179,44 +215,62 @@ def machine() -> str:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown tables."""
-    engines: list[str] = report["engines"]
     lines = [f"{report['machine']}.", ""]
     lines.append("Versions: " + ", ".join(f"{e} {v or 'not installed'}" for e, v in report["versions"].items()) + ".")
     lines.append(
-        f"Batch 1, milliseconds, median of {report['rounds']} interleaved rounds. Ratios below 1: mnnpy is faster."
+        f"Milliseconds, median of {report['rounds']} interleaved rounds. `best ÷ X`: time of the fastest fp32 peer ÷ "
+        "time of X in the same round, above 1 where mnnpy is faster."
     )
-    if "mnnpy-low" in engines or "openvino-default" in engines:
+    if {"mnnpy-low", "openvino-default"} & set(report["engines"]):
         lines.append(
             "`mnnpy-low` and `openvino-default` compute in bf16 where the processor has it, all others in fp32."
         )
-    low = "mnnpy-low" in engines and "openvino-default" in engines
     for threads, models in report["results"].items():
-        lines += ["", f"### {threads} thread{'s' * (threads != '1')}", ""]
-        lines.append(
-            "| model | " + " | ".join(engines) + " | ÷ best peer | ÷ onnxruntime |" + " low ÷ openvino-default |" * low
-        )
-        lines.append("|---" * (len(engines) + 3 + low) + "|")
-        notes = []
-        for model, found in models.items():
-            ours = found.get("mnnpy", {})
-            cells = [_ms(found[e]) for e in engines]
-            best = f"{ours['to best']:.2f} ({ours['best peer']})" if "to best" in ours else "–"
-            ort = f"{ours['to onnxruntime']:.2f}" if "to onnxruntime" in ours else "–"
-            ratio = found.get("mnnpy-low", {}).get("to openvino-default")
-            last = (f" {ratio:.2f} |" if ratio else " – |") if low else ""
-            lines.append(f"| {model} | {' | '.join(cells)} | {best} | {ort} |{last}")
-            notes += [f"- {model}, {e}: {found[e]['error']}" for e in engines if "error" in found[e]]
-        lines += ["", *notes] if notes else []
+        lines += ["", f"### {threads} thread{'s' * (threads != '1')}", "", *latency_table(models, report["engines"])]
         lines += [
             "",
             "Load ms / first run ms / peak MB / largest difference from onnxruntime over the largest value:",
             "",
+            *cold_table(models, report["engines"]),
         ]
-        lines.append("| model | " + " | ".join(engines) + " |")
-        lines.append("|---" * (len(engines) + 1) + "|")
-        for model, found in models.items():
-            lines.append(f"| {model} | " + " | ".join(_cold(found[e]) for e in engines) + " |")
     return "\n".join(lines)
+
+
+def geomean(values: Sequence[float]) -> float:
+    """Geometric mean."""
+    return statistics.geometric_mean(values) if values else float("nan")
+
+
+def latency_table(models: dict[str, Any], engines: Sequence[str]) -> list[str]:
+    """Rows of a Markdown table with speed-ups, a line of geometric means, and notes on what is not comparable."""
+    ours = [e for e in engines if e in OURS]
+    lines = ["| model | " + " | ".join(engines) + "".join(f" | best ÷ {e}" for e in ours) + " |"]
+    lines.append("|---|" + "--:|" * (len(engines) + len(ours)))
+    notes = []
+    for model, found in models.items():
+        cells = [_ms(found.get(e, {})) + "*" * bool(found.get(e, {}).get("unfair")) for e in engines]
+        for e in ours:
+            one = found.get(e, {})
+            cells.append(f"{one['speedup']:.2f} ({one['best peer']})" if "speedup" in one else "–")
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+        for e in engines:
+            reason = found.get(e, {}).get("error") or found.get(e, {}).get("unfair")
+            if reason and "LookupError" not in reason:  # torch lacks modules of the trained models
+                notes.append(f"- {model}, {e}: {reason}")
+    means = []
+    for e in ours:
+        found_all = [m[e]["speedup"] for m in models.values() if "speedup" in m.get(e, {})]
+        means.append(f"**{geomean(found_all):.2f}** (least {min(found_all):.2f})" if found_all else "–")
+    lines.append("| geometric mean |" + " |" * len(engines) + "".join(f" {m} |" for m in means))
+    return [*lines, "", *notes] if notes else lines
+
+
+def cold_table(models: dict[str, Any], engines: Sequence[str]) -> list[str]:
+    """Rows of a Markdown table of load, first run, memory and agreement."""
+    lines = ["| model | " + " | ".join(engines) + " |", "|---|" + "--:|" * len(engines)]
+    for model, found in models.items():
+        lines.append(f"| {model} | " + " | ".join(_cold(found.get(e, {})) for e in engines) + " |")
+    return lines
 
 
 def _ms(found: dict[str, Any]) -> str:
@@ -231,36 +285,42 @@ def _cold(found: dict[str, Any]) -> str:
     return f"{found['load']:.0f} / {found['first']:.3g} / {found['rss']:.0f} / {shown}"
 
 
+def compare(workloads: Sequence[str], engines: Sequence[str], threads: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Measure everything; progress goes to stderr."""
+    results: dict[str, dict[str, Any]] = {}
+    for count in threads:
+        for name in workloads:
+            model = Workload.parse(name).model
+            if reason := model.available():
+                print(f"{name}: {reason}", file=sys.stderr)
+                continue
+            model.build()
+            found = measure(name, engines, count, rounds)
+            results.setdefault(str(count), {})[name] = found
+            shown = ", ".join(f"{e} {_ms(r)}" for e, r in found.items())
+            print(f"{name}, {count} threads: {shown}", file=sys.stderr, flush=True)
+    versions = {e: version_of(e) for e in engines}
+    return {"machine": machine(), "versions": versions, "engines": list(engines), "rounds": rounds, "results": results}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = [m.name for m in ZOO.values() if not m.trained or m.name.startswith("ppocr")]
-    parser.add_argument("--models", nargs="+", default=default, metavar="NAME", choices=sorted(ZOO), help="zoo models")
+    parser.add_argument(
+        "--models", nargs="+", default=list(ZOO), metavar="NAME", help="zoo models; NAME@batch=8, NAME@length=384"
+    )
     parser.add_argument("--engines", nargs="+", default=list(DEFAULT_ENGINES), choices=sorted(ENGINES))
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="thread counts (default 1 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, every round included")
     parser.add_argument("--md", type=Path, metavar="FILE", help="also write the Markdown to a file")
     options = parser.parse_args(argv)
-    results: dict[str, dict[str, Any]] = {}
-    for threads in options.threads:
-        for model in options.models:
-            if reason := ZOO[model].available():
-                print(f"{model}: {reason}", file=sys.stderr)
-                continue
-            ZOO[model].build()
-            found = measure(model, options.engines, threads, options.rounds)
-            results.setdefault(str(threads), {})[model] = found
-            print(
-                f"{model}, {threads} threads: " + ", ".join(f"{e} {_ms(r)}" for e, r in found.items()), file=sys.stderr
-            )
-    report = {
-        "machine": machine(),
-        "versions": {e: version_of(e) for e in options.engines},
-        "engines": options.engines,
-        "rounds": options.rounds,
-        "results": results,
-    }
+    try:
+        for name in options.models:
+            Workload.parse(name)
+    except ValueError as error:
+        parser.error(str(error))
+    report = compare(options.models, options.engines, options.threads, options.rounds)
     text = markdown(report)
     print(text)
     if options.md:

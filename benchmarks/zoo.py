@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # run as a script
 
 from benchmarks import nets  # noqa: E402
 
-__all__ = ["ZOO", "Feed", "ZooModel"]
+__all__ = ["ZOO", "Feed", "Workload", "ZooModel"]
 
 Array = NDArray[Any]
 
@@ -47,6 +47,16 @@ class Feed:
     shapes: tuple[tuple[int, ...], ...]
     kind: str = "normal"
     dtype: str = "float32"
+    batch_axis: int | None = 0
+    length_axis: int | None = None
+
+    def sized(self, batch: int | None, length: int | None) -> Feed:
+        """The same feed with another batch size or sequence length in its first shape."""
+        shape = list(self.shapes[0])
+        for axis, size in ((self.batch_axis, batch), (self.length_axis, length)):
+            if axis is not None and axis < len(shape) and size is not None:
+                shape[axis] = size
+        return replace(self, shapes=(tuple(shape),))
 
     def make(self, rng: np.random.Generator, variant: int) -> Array:
         shape = self.shapes[variant % len(self.shapes)]
@@ -127,9 +137,13 @@ class ZooModel:
             _write(path.with_suffix(".json"), json.dumps({"flops": flops}).encode())
         return path
 
-    def inputs(self, seed: int = 0, variant: int = 0) -> dict[str, Array]:
-        """Seeded inputs of the given variant."""
+    def inputs(
+        self, seed: int = 0, variant: int = 0, *, batch: int | None = None, length: int | None = None
+    ) -> dict[str, Array]:
+        """Seeded inputs of the given variant, or of the first one with another batch size or sequence length."""
         rng = np.random.default_rng([seed, variant])
+        if batch is not None or length is not None:
+            return {f.name: f.sized(batch, length).make(rng, 0) for f in self.feeds}
         return {f.name: f.make(rng, variant) for f in self.feeds}
 
     def flops(self, folder: Path = CACHE) -> float | None:
@@ -159,14 +173,17 @@ def _picture() -> tuple[Feed, ...]:
 def _tokens(length: int) -> tuple[Feed, ...]:
     shapes = ((1, length), (2, length // 2), (3, 37))
     return (
-        Feed("input_ids", shapes, "ints:30522", "int64"),
-        Feed("token_type_ids", shapes, "ints:2", "int64"),
-        Feed("attention_mask", shapes, "mask", "int64"),
+        Feed("input_ids", shapes, "ints:30522", "int64", length_axis=1),
+        Feed("token_type_ids", shapes, "ints:2", "int64", length_axis=1),
+        Feed("attention_mask", shapes, "mask", "int64", length_axis=1),
     )
 
 
 _SR = Feed("sr", ((),), "fixed:16000", "int64")
-_SILERO = (Feed("input", _batches(576), "speech"), Feed("state", tuple((2, n, 128) for n in (1, 2, 3)), "zeros"))
+_SILERO = (
+    Feed("input", _batches(576), "speech"),
+    Feed("state", tuple((2, n, 128) for n in (1, 2, 3)), "zeros", batch_axis=1),
+)
 _SILERO_1 = (Feed("input", ((1, 576),), "speech"), Feed("state", ((2, 1, 128),), "zeros"))
 
 
@@ -197,7 +214,7 @@ _MODELS = (
     ZooModel("vit_tiny", _picture(), nets.vit_tiny, note="ViT-Ti/16"),
     ZooModel(
         "lstm",
-        (Feed("input", tuple((100, n, 64) for n in (1, 2, 3))),),
+        (Feed("input", tuple((100, n, 64) for n in (1, 2, 3)), batch_axis=1),),
         nets.lstm,
         note="2-layer bidirectional LSTM, 100×64",
     ),
@@ -245,6 +262,28 @@ _MODELS = (
 
 #: All models by name.
 ZOO: dict[str, ZooModel] = {m.name: m for m in _MODELS}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with its input sizes, written ``NAME``, ``NAME@batch=8`` or ``NAME@length=384``."""
+
+    model: ZooModel
+    batch: int | None = None
+    length: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Workload:
+        name, _, sizes = text.partition("@")
+        if name not in ZOO:
+            raise ValueError(f"unknown model '{name}'; benchmarks/zoo.py --list names the known ones")
+        given = dict(item.partition("=")[::2] for item in sizes.split(",") if item)
+        if set(given) - {"batch", "length"} or not all(v.isdigit() and int(v) > 0 for v in given.values()):
+            raise ValueError(f"'{text}': sizes are written batch=N or length=N with N of at least 1")
+        return cls(ZOO[name], **{k: int(v) for k, v in given.items()})
+
+    def inputs(self, seed: int = 0) -> dict[str, Array]:
+        return self.model.inputs(seed, batch=self.batch, length=self.length)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
