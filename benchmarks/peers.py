@@ -41,9 +41,13 @@ CORES_SLACK, NONSENSE = 0.2, 0.1
 
 
 def environment() -> dict[str, str]:
-    """Compiled modules are cached, as they are where packages are installed."""
+    """Compiled modules are cached, as they are where packages are installed; malloc asks for huge pages, for all alike."""
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "PYTHONPYCACHEPREFIX": str(ROOT / "benchmarks" / "out" / "pycache")}
+    return {
+        **kept,
+        "PYTHONPYCACHEPREFIX": str(ROOT / "benchmarks" / "out" / "pycache"),
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
 
 
 class Worker:

@@ -2,7 +2,7 @@
 
 The limits are measured first: peak by a large matrix product's kernel, bandwidth by an addition of arrays that fit no
 cache. Each dot is one kernel call: operations per byte against operations per second; area is its share of the time.
-Writes docs/roofline-MODEL.png (needs the extra ``plot``) and prints the layers that take most time.
+Writes docs/benchmarks/roofline-MODEL.png (needs the extra ``plot``) and prints the layers that take most time.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["resnet50", "mobilenet_v2", "bert_base"], metavar="MODEL")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     args = parser.parse_args()
     peak, bandwidth = limits(args.threads)
     print(f"peak {peak / 1e9:.0f} GFLOP/s, memory {bandwidth / 1e9:.1f} GB/s, {args.threads} thread(s)")
