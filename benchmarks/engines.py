@@ -35,8 +35,43 @@ def _mnnpy(**options: Any) -> Callable[[Path, Feeds, int], Run]:
     return open_mnnpy
 
 
+def open_mnnpy_bound(path: Path, feeds: Feeds, threads: int) -> Run:
+    """Inputs are bound once."""
+    import mnnpy
+
+    session = mnnpy.Session(path, "cpu", threads=threads)
+    binding = session.binding()
+    for name, array in feeds.items():
+        binding.bind_input(name, array)
+    return lambda _: list(session.run_with_binding(binding).values())
+
+
+def open_onnxruntime_bound(path: Path, feeds: Feeds, threads: int) -> Run:
+    """Inputs and outputs are bound once, outputs to memory of the first run."""
+    import onnxruntime
+
+    session = _onnxruntime(path, feeds, threads)
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    results = session.run(None, feeds)
+    for out, array in zip(session.get_outputs(), results, strict=True):
+        binding.bind_ortvalue_output(out.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+
+    def run(_: Feeds) -> list[Array]:
+        session.run_with_iobinding(binding)
+        return results  # the same values: bound outputs stay in memory of the runtime
+
+    return run
+
+
 def open_onnxruntime(path: Path, feeds: Feeds, threads: int) -> Run:
     """Symbolic input sizes are fixed by override; sequential execution, all optimisations."""
+    session = _onnxruntime(path, feeds, threads)
+    return lambda f: session.run(None, f)
+
+
+def _onnxruntime(path: Path, feeds: Feeds, threads: int) -> Any:
     import onnx
     import onnxruntime
 
@@ -52,8 +87,7 @@ def open_onnxruntime(path: Path, feeds: Feeds, threads: int) -> Run:
     for name, found in sizes.items():
         if len(found) == 1:  # some exporters call every free size "?": those stay free
             options.add_free_dimension_override_by_name(name, found.pop())
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda f: session.run(None, f)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _openvino(config: dict[str, Any]) -> Callable[[Path, Feeds, int], Run]:
@@ -169,7 +203,9 @@ ENGINES: dict[str, Callable[[Path, Feeds, int], Run]] = {
     "mnnpy-high": _mnnpy(precision="high"),
     "mnnpy-low": _mnnpy(precision="low"),
     "mnnpy-avx2": _mnnpy(isa="avx2"),
+    "mnnpy-bound": open_mnnpy_bound,
     "onnxruntime": open_onnxruntime,
+    "onnxruntime-bound": open_onnxruntime_bound,
     "openvino": _openvino({"INFERENCE_PRECISION_HINT": "f32"}),
     "openvino-default": _openvino({}),
     "openvino-avx2": _openvino({"INFERENCE_PRECISION_HINT": "f32"}),

@@ -35,13 +35,14 @@ OURS = {
     "mnnpy-high": PEERS,
     "mnnpy-avx2": PEERS,
     "mnnpy-low": ("openvino-default",),
+    "mnnpy-bound": ("onnxruntime-bound",),
 }
 #: An engine that keeps more cores busy than it was given, or whose answer is nonsense, is shown but not compared with.
 CORES_SLACK, NONSENSE = 0.2, 0.1
 
 
 def environment() -> dict[str, str]:
-    """Compiled modules are cached, as they are where packages are installed; malloc asks for huge pages, for all alike."""
+    """Compiled modules are cached, as they are where packages are installed; malloc asks for huge pages."""
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return {
         **kept,

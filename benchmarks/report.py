@@ -37,9 +37,10 @@ TIERS = ("mnnpy", "mnnpy-high", "mnnpy-low", "onnxruntime", "openvino", "openvin
 
 METHOD = """\
 Every engine and model runs in a process of its own; rounds are interleaved; numbers are medians, ratios are medians of
-the ratios within rounds. Peers get static shapes, all optimisations and a latency hint; malloc asks for huge
-pages in all processes (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`). An engine that keeps more cores busy than it was given, or whose answer is nonsense, is marked `*` and not
-compared with. Repeat everything with `python benchmarks/report.py`, a section with its command."""
+the ratios within rounds. Peers get static shapes, all optimisations and a latency hint; malloc asks for huge pages in
+all processes (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`). An engine that keeps more cores busy than it was given, or
+whose answer is nonsense, is marked `*` and not compared with. Repeat everything with `python benchmarks/report.py`, a
+section with its command."""
 
 
 def _installed() -> list[str]:
@@ -66,6 +67,7 @@ SECTIONS: dict[str, Callable[[int], Any]] = {
     "main": _peers(_installed(), TIERS, (1, 2)),
     "sizes": _peers(SIZES, ("mnnpy", "onnxruntime", "openvino", "mnn", "torch"), (1, 2)),
     "avx2": _peers(_installed(), ("mnnpy-avx2", "onnxruntime", "openvino-avx2", "mnn", "torch-avx2"), (1,)),
+    "bound": _peers(("mlp_64_64_10", "mlp_64_128_128_10", "din"), ("mnnpy-bound", "onnxruntime-bound"), (1,)),
     "load": _script("load", "--all"),
     "under_load": _script("under_load"),
     "tuning": lambda _: tuning.measure(_installed(), threads=1),
@@ -105,9 +107,11 @@ def bars(kept: dict[str, Any]) -> list[str]:
             _bar("low, 1 thread: OpenVINO's bf16 default ÷ mnnpy", speedups(main, "mnnpy-low", 1), 1.0, None),
             _bar("low, 2 threads", speedups(main, "mnnpy-low", 2), 1.0, None),
         ]
-        for model, least in (("mlp_64_64_10", 2.0), ("din", 1.5)):
-            one = speedups(main, "mnnpy", 1).get(model)
-            rows.append(_bar(f"{model}, 1 thread", {} if one is None else {model: one}, 0.0, least))
+        din = {m: v for m, v in speedups(main, "mnnpy", 1).items() if m == "din"}
+        rows.append(_bar("DIN, 1 thread", din, 0.0, 1.5))
+    if bound := kept.get("bound"):
+        mlp = {m: v for m, v in speedups(bound, "mnnpy-bound", 1).items() if m == "mlp_64_64_10"}
+        rows.append(_bar("tiny MLP, inputs and outputs bound: ONNX Runtime ÷ mnnpy", mlp, 0.0, 2.0))
     if sizes := kept.get("sizes"):
         rows += [_bar(f"batch 8 and length 384, {t} thread(s)", speedups(sizes, "mnnpy", t), 0.0, 1.0) for t in (1, 2)]
     if avx2 := kept.get("avx2"):
@@ -161,6 +165,7 @@ def page(kept: dict[str, Any], notes: str) -> str:
     titles = {
         "main": "Batch 1 — `python benchmarks/peers.py --rounds 15 --engines " + " ".join(TIERS) + "`",
         "sizes": "Batch 8 and length 384 — `python benchmarks/peers.py --models NAME@batch=8 …`",
+        "bound": "Bound inputs and outputs — `python benchmarks/peers.py --engines mnnpy-bound onnxruntime-bound …`",
         "avx2": "AVX2 only — `python benchmarks/peers.py --engines mnnpy-avx2 openvino-avx2 torch-avx2 …`",
     }
     for section, title in titles.items():
