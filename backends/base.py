@@ -91,7 +91,10 @@ class Program(Protocol):
     """A compiled segment. Safe to call from several threads at once."""
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run on buffers in the order of the segment's inputs; returns those of its outputs."""
+        """Run on buffers in the order of the segment's inputs; returns those of its outputs.
+
+        A program that can write into the caller's memory has ``run_into(inputs, outputs)`` as well.
+        """
         ...
 
     def time(self, inputs: Sequence[Any]) -> float:

@@ -36,14 +36,22 @@ def _mnnpy(**options: Any) -> Callable[[Path, Feeds, int], Run]:
 
 
 def open_mnnpy_bound(path: Path, feeds: Feeds, threads: int) -> Run:
-    """Inputs are bound once."""
+    """Inputs and outputs are bound once."""
     import mnnpy
 
     session = mnnpy.Session(path, "cpu", threads=threads)
     binding = session.binding()
     for name, array in feeds.items():
         binding.bind_input(name, array)
-    return lambda _: list(session.run_with_binding(binding).values())
+    results: list[Array] = session.run(None, feeds)
+    for out, array in zip(session.get_outputs(), results, strict=True):
+        binding.bind_output(out.name, array)
+
+    def run(_: Feeds) -> list[Array]:
+        session.run_with_binding(binding)
+        return results
+
+    return run
 
 
 def open_onnxruntime_bound(path: Path, feeds: Feeds, threads: int) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,18 +57,69 @@ def _type_name(t: Type | None) -> str:
 
 
 class Binding:
-    """Inputs bound once and results fetched after a run, to leave per-call checks out of a hot loop."""
+    """Inputs and, where wanted, outputs bound once, to leave per-call checks and allocations out of a hot loop."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._feeds: list[Any] = [None] * len(session._graph.inputs)
+        self._bound: dict[str, Any] = {}
         self._plan: Any = None
+        self._call: Callable[[], dict[str, Any]] | None = None
         self.outputs: dict[str, Any] = {}
 
     def bind_input(self, name: str, value: Any) -> None:
         """Bind *value* (kept by reference: later changes in place are seen by the next run)."""
         self._feeds[self._session._index(name)] = self._session._check(name, value)
-        self._plan = None
+        self._call = None
+
+    def bind_output(self, name: str, value: Any) -> None:
+        """Let runs write output *name* into *value*, a writable C-contiguous array of its type and shape."""
+        self._session._selected([name])
+        if not isinstance(value, np.ndarray) or not value.flags.c_contiguous or not value.flags.writeable:
+            raise InputError(f"output '{name}' must be bound to a writable C-contiguous numpy array")
+        self._bound[name] = value
+        self._call = None
+
+    def _prepare(self) -> Callable[[], dict[str, Any]]:
+        """What a run does, once the plan and the types of its outputs are known."""
+        session = self._session
+        feeds = {n: v for n, v in zip(session._graph.input_names, self._feeds, strict=True) if v is not None}
+        args = self._feeds = session._feeds(feeds)
+        plan = session._executable.plan(args)
+        names = session._names
+
+        def fresh() -> dict[str, Any]:
+            return dict(zip(names, plan.run(args), strict=True))
+
+        if not self._bound:
+            return fresh
+        first = fresh()
+        for name, array in self._bound.items():
+            want = first[name]
+            if not isinstance(want, np.ndarray) or (want.dtype, want.shape) != (array.dtype, array.shape):
+                shown = f"{want.dtype}{list(want.shape)}" if isinstance(want, np.ndarray) else type(want).__name__
+                raise InputError(f"output '{name}' is {shown}, but {array.dtype}{list(array.shape)} is bound to it")
+        into = getattr(plan.direct, "run_into", None)
+        targets = [self._bound.get(n) for n in names]
+        memory = [a for a in (*args, *targets) if a is not None]
+        apart = not any(np.may_share_memory(t, m) for t in self._bound.values() for m in memory if m is not t)
+        if into is not None and apart and all(t is not None for t in targets):
+            results = dict(zip(names, targets, strict=True))
+
+            def written() -> dict[str, Any]:
+                into(args, targets)
+                return results
+
+            return written
+
+        def copied() -> dict[str, Any]:
+            found = fresh()
+            for name, array in self._bound.items():
+                np.copyto(array, found[name])
+                found[name] = array
+            return found
+
+        return copied
 
 
 class Session:
@@ -128,12 +179,9 @@ class Session:
 
     def run_with_binding(self, binding: Binding) -> dict[str, Any]:
         """Run on bound inputs; the results are in ``binding.outputs`` and returned."""
-        if binding._plan is None:
-            feeds = {n: v for n, v in zip(self._graph.input_names, binding._feeds, strict=True) if v is not None}
-            binding._feeds = self._feeds(feeds)
-            binding._plan = self._executable.plan(binding._feeds)
-        results = binding._plan.run(binding._feeds)
-        binding.outputs = dict(zip(self._names, results, strict=True))
+        if binding._call is None:
+            binding._call = binding._prepare()
+        binding.outputs = binding._call()
         return binding.outputs
 
     # -- looking --

@@ -279,6 +279,13 @@ class CpuProgram:
         except (RuntimeError, ValueError, MemoryError) as error:
             raise self._explained(error) from error
 
+    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """As ``run``, into C-contiguous arrays of the outputs' types."""
+        try:
+            self._run(inputs, outputs)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise self._explained(error) from error
+
     def _explained(self, error: Exception) -> BackendError:
         """A native error with the shapes of the node's operands."""
         if isinstance(error, MemoryError):

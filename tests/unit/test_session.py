@@ -135,6 +135,42 @@ def test_binding_sees_changes_in_place(backend: str) -> None:
     np.testing.assert_allclose(got, want * 2, rtol=1e-5, atol=1e-5)
 
 
+def test_bound_outputs_are_written(backend: str) -> None:
+    model, feeds, want = mlp()
+    session = mnnpy.Session(model, backend)
+    (name,) = feeds
+    x, y = feeds[name].copy(), np.zeros_like(want, dtype=np.float32)
+    (out,) = (o.name for o in session.get_outputs())
+    binding = session.binding()
+    binding.bind_input(name, x)
+    binding.bind_output(out, y)
+    for factor in (1, 2):
+        x *= factor
+        assert session.run_with_binding(binding)[out] is y
+        np.testing.assert_allclose(y, want * factor, rtol=1e-5, atol=1e-5)
+    binding.bind_output(out, np.zeros((7, 7), np.float32))
+    with pytest.raises(InputError, match=r"\[7, 7\] is bound"):
+        session.run_with_binding(binding)
+    with pytest.raises(InputError, match="writable"):
+        binding.bind_output(out, y[:, ::2])
+    with pytest.raises(InputError, match="unknown output"):
+        binding.bind_output("nothing", y)
+
+
+def test_an_output_may_be_bound_to_an_input(backend: str) -> None:
+    n = Net()
+    x = n.input(2, 6)
+    model, feeds = n.finish(n.op("MatMul", x, n.w(6, 6)))
+    session = mnnpy.Session(model, backend)
+    (want,) = session.run(None, feeds)
+    data = feeds[x].copy()
+    binding = session.binding()
+    binding.bind_input(x, data)
+    binding.bind_output(session.get_outputs()[0].name, data)
+    session.run_with_binding(binding)
+    np.testing.assert_allclose(data, want, rtol=1e-5, atol=1e-5)
+
+
 def test_results_do_not_alias_inputs_or_each_other() -> None:
     n = Net()
     x = n.input(2, 6)
