@@ -62,7 +62,7 @@ def open_onnxruntime_bound(path: Path, feeds: Feeds, threads: int) -> Run:
     binding = session.io_binding()
     for name, array in feeds.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-    results = session.run(None, feeds)
+    results: list[Array] = session.run(None, feeds)
     for out, array in zip(session.get_outputs(), results, strict=True):
         binding.bind_ortvalue_output(out.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
