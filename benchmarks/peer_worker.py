@@ -36,12 +36,22 @@ def _peak_megabytes() -> float:
 def _round(call: Callable[[], Any], estimate: float) -> float:
     """Median seconds of the runs of one round."""
     count = 1 if estimate > LONG_RUN else max(3, min(3000, int(ROUND_SECONDS / max(estimate, 1e-6))))
-    samples = []
-    for _ in range(count):
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-    return float(np.median(samples))
+    return float(np.median([_timed(call) for _ in range(count)]))
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _samples(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds of each run, for as long as *seconds*, three at least."""
+    samples: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(samples) < 3 or time.perf_counter() < until:
+        samples.append(_timed(call))
+    return samples
 
 
 def main() -> None:
@@ -75,9 +85,7 @@ def main() -> None:
         elif command["do"] == "warm":
             until = time.perf_counter() + command["seconds"]
             while time.perf_counter() < until:
-                start = time.perf_counter()
-                run(feeds)
-                estimate = time.perf_counter() - start
+                estimate = _timed(lambda: run(feeds))
             time.sleep(SETTLE_SECONDS)
             before = time.process_time()
             time.sleep(0.25)
@@ -88,6 +96,10 @@ def main() -> None:
             cores = (time.process_time() - busy) / (time.perf_counter() - begin)
             time.sleep(SETTLE_SECONDS)
             answer(seconds=seconds, cores=cores)
+        elif command["do"] == "samples":
+            samples = _samples(lambda: run(feeds), command["seconds"])
+            time.sleep(SETTLE_SECONDS)
+            answer(samples=samples)
         elif command["do"] == "quit":
             answer(rss=_peak_megabytes())
             return

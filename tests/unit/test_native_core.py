@@ -196,6 +196,34 @@ def test_concurrent_runs(threads: int) -> None:
     assert_close(program.run([xs[0]])[0], wants[0], 1e-5)
 
 
+def test_pools_of_several_sizes_at_once() -> None:
+    """Workers stand back and come again while programs start and end; nobody waits for a wake-up that never comes."""
+    kinds = (((256, 512, 512, 64), 96, 2), ((16, 8), 3, 2), ((128, 256, 32), 200, 7), ((64, 64), 64, 1))
+    programs = [network(*kind) for kind in kinds]
+    failures: list[Exception] = []
+    rest = threading.Event()
+
+    def work(k: int) -> None:
+        program, reference = programs[k]
+        x = make(kinds[k][1], kinds[k][0][0])
+        want = reference(x)
+        try:
+            for turn in range(60):
+                assert_close(program.run([x])[0], want, 1e-5)
+                if turn % 10 == k:  # pauses longer than the workers spin
+                    rest.wait(0.002)
+        except Exception as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in (0, 1, 2, 3, 0, 2)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join(60)
+    assert not any(w.is_alive() for w in workers)
+    assert not failures
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is of POSIX systems")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_in_both_directions() -> None:

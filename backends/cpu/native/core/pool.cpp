@@ -1,8 +1,9 @@
 // The thread pool. A region is published in one of a few slots; idle workers look there, claim chunks and leave.
 //
 // The caller claims chunks as well and can finish a region alone, so a descheduled worker delays a region by at most
-// the chunk it holds. Workers spin briefly, then sleep on a futex. Pools live as long as the process; after fork()
-// the child starts fresh workers when it first needs them.
+// the chunk it holds. Workers spin briefly, then sleep on a futex. Programs that run at once are threads of work
+// themselves: workers stand back while callers already fill the processors, and regions then run in their callers
+// without a join. Pools live as long as the process; after fork() the child starts fresh workers when it first needs them.
 #include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
@@ -27,6 +28,9 @@ inline void pause_cpu() {
 }
 
 thread_local bool inside_region = false;
+
+// Programs that are running now, in whatever pool: each keeps one thread busy.
+std::atomic<int> callers{0};
 
 struct Region {
   int64_t count;
@@ -58,7 +62,7 @@ struct alignas(64) Slot {
 
 class SharedPool final : public WorkPool {
  public:
-  explicit SharedPool(int threads) : threads_(threads) {}
+  explicit SharedPool(int threads) : threads_(threads), limit_(std::max(threads, default_threads())) {}
 
   int threads() const override { return threads_; }
 
@@ -82,8 +86,12 @@ class SharedPool final : public WorkPool {
     if (region.failed.load(std::memory_order_acquire)) std::rethrow_exception(region.error);
   }
 
-  void lease() { leases_.fetch_add(1, std::memory_order_relaxed); }
-  void release() { leases_.fetch_sub(1, std::memory_order_relaxed); }
+  void lease() { callers.fetch_add(1, std::memory_order_relaxed); }
+
+  // The processor that becomes free may help with a region that was left to its caller.
+  void release() {
+    if (callers.fetch_sub(1, std::memory_order_seq_cst) > 1 && any_region()) wake();
+  }
 
   // In the child after fork(): the workers are gone, and so is whatever other threads were doing.
   void reset_after_fork() {
@@ -92,7 +100,6 @@ class SharedPool final : public WorkPool {
       s.region.store(nullptr);
       s.users.store(0);
     }
-    leases_.store(0);
     sleepers_.store(0);
     started_.store(false);
     inside_region = false;
@@ -124,8 +131,11 @@ class SharedPool final : public WorkPool {
 
   void wake() {
     epoch_.fetch_add(1, std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
+    if (sleepers_.load(std::memory_order_seq_cst) > 0 && welcome(1)) epoch_.notify_all();
   }
+
+  // Whether a processor is left for this worker: callers first, then workers in the order of their numbers.
+  bool welcome(int worker) const { return callers.load(std::memory_order_seq_cst) + worker <= limit_; }
 
   static void await_workers(Slot& slot) {
     for (int spin = 0; slot.users.load(std::memory_order_seq_cst) != 0; ++spin) {
@@ -139,6 +149,7 @@ class SharedPool final : public WorkPool {
   }
 
   bool help(int worker) {
+    if (!welcome(worker)) return false;
     bool found = false;
     for (Slot& s : slots_) {
       if (s.region.load(std::memory_order_relaxed) == nullptr) continue;
@@ -167,14 +178,14 @@ class SharedPool final : public WorkPool {
           break;
         }
         if (spin % 32 == 0) {
-          const auto limit = std::chrono::microseconds(leases_.load(std::memory_order_relaxed) > 0 ? 150 : 5);
+          const auto limit = std::chrono::microseconds(callers.load(std::memory_order_relaxed) > 0 && welcome(worker) ? 150 : 5);
           if (Clock::now() - begin > limit) break;
         }
       }
       if (again) continue;
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
       const uint32_t seen = epoch_.load(std::memory_order_seq_cst);
-      if (!any_region()) epoch_.wait(seen, std::memory_order_seq_cst);
+      if (!welcome(worker) || !any_region()) epoch_.wait(seen, std::memory_order_seq_cst);
       sleepers_.fetch_sub(1, std::memory_order_seq_cst);
     }
   }
@@ -188,10 +199,10 @@ class SharedPool final : public WorkPool {
   }
 
   const int threads_;
+  const int limit_;  // threads that may be busy at once
   Slot slots_[kSlots];
   alignas(64) std::atomic<uint32_t> epoch_{0};
   std::atomic<int> sleepers_{0};
-  std::atomic<int> leases_{0};
   std::atomic<bool> started_{false};
 };
 
@@ -204,6 +215,7 @@ std::map<int, SharedPool*>& registry() {
 void before_fork() { registry_mutex.lock(); }
 void after_fork_parent() { registry_mutex.unlock(); }
 void after_fork_child() {
+  callers.store(0);
   for (auto& [threads, pool] : registry()) pool->reset_after_fork();
   registry_mutex.unlock();
 }
