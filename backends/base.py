@@ -84,6 +84,7 @@ class Segment:
     threads: int = 0
     tuning: float = 0.0  #: seconds that may be spent on measuring candidates
     optimize: frozenset[str] = frozenset()  #: names of the device's own optimisations that are switched on
+    algorithms: Mapping[str, str] = field(default_factory=dict)  #: op → algorithm to take wherever it fits
 
 
 @runtime_checkable

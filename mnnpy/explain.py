@@ -23,11 +23,16 @@ __all__ = ["Explanation", "explain_plans", "plan_parts", "profile_plan"]
 UNASKED = (FALLBACK, DECLINED, INTERPRETED)
 _PRODUCTS = frozenset({"MatMul", "Convolution", "FusedAttention", "LSTM", "GRU", "RNN"})
 _COLUMNS = ("plan", "backend", "op", "node", "algorithm", "shape", "reason", "fallback")
+_CHOICE = ("why", "predicted_us", "measured_us")
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One row per step of every plan: plan, backend, op, node, algorithm, shape, reason."""
+    """One row per step of every plan: plan, backend, op, node, algorithm, shape, reason, fallback.
+
+    Where an algorithm was chosen, *why* says how: ``fastest measured``, ``cost model``, ``only candidate``, ``forced``
+    or ``precision=high``; *predicted_us* and, where it was measured, *measured_us* in microseconds. Else all are empty.
+    """
 
     rows: tuple[dict[str, Any], ...]
     precision: str
@@ -41,8 +46,8 @@ class Explanation:
     def __str__(self) -> str:
         if not self.rows:
             return f"precision {self.precision}; no plan yet: run the session, or pass feeds to explain()"
-        head = ("plan", "backend", "op", "algorithm", "shape", "node")
-        table = [head, *(tuple(str(r[k]) for k in head) for r in self.rows)]
+        head = ("plan", "backend", "op", "algorithm", "predicted_us", "measured_us", "why", "shape", "node")
+        table = [head, *(tuple(_shown(r[k]) for k in head) for r in self.rows)]
         widths = [max(len(row[k]) for row in table) for k in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
         counts = Counter(str(r["backend"]) for r in self.rows)
@@ -88,6 +93,7 @@ def explain_plans(executable: Executable, options: Options, prefix: str = "") ->
                         described.get("shape", ""),
                         reason,
                         fell,
+                        *_choice(described),
                     )
                 )
         if plan.late is not None:
@@ -104,7 +110,19 @@ def plan_parts(plan: Plan) -> list[tuple[str, Graph]]:
 
 
 def _row(*cells: Any) -> dict[str, Any]:
-    return dict(zip(_COLUMNS, cells, strict=True))
+    padded = (*cells, *("" for _ in range(len(_COLUMNS) + len(_CHOICE) - len(cells))))
+    return dict(zip((*_COLUMNS, *_CHOICE), padded, strict=True))
+
+
+def _choice(described: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Why a step has its algorithm, and microseconds predicted and measured; empty where nothing was weighed."""
+    times = (described.get(key) for key in ("predicted", "measured"))
+    predicted, measured = ("" if s is None else round(float(s) * 1e6, 1) for s in times)
+    return described.get("reason", ""), predicted, measured
+
+
+def _shown(cell: Any) -> str:
+    return f"{cell:.1f}" if isinstance(cell, float) else str(cell)
 
 
 def profile_plan(plan: Plan, feeds: list[Any], repeat: int = 1) -> dict[str, Any]:

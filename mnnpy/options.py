@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 from mnnpy.errors import InputError
 
@@ -29,6 +30,9 @@ class Options:
     tuning: seconds that planning may spend on measuring algorithms; decisions are kept on disk (``MNNPY_CACHE_DIR``),
         so the next Session on this machine pays nothing. 0 leaves the choice to the cost model.
     optimize: names out of ``OPTIMIZATIONS``; all by default.
+    algorithms: op → algorithm that is taken wherever a kernel accepts it, whatever the cost model and measurements say
+        (``{"Convolution": "winograd4", "MatMul": "direct"}``; ``Device.algorithms`` lists the names). For debugging and
+        measuring; ``Session.explain()`` says where it was taken ("forced").
     fallback: allow ops that no chosen backend supports to run on ``reference`` (host ops always may); every
         op that fell back is named in ``Session.explain()``.
     max_plans: how many specialisations (input shapes) a Session keeps compiled.
@@ -39,6 +43,7 @@ class Options:
     precision: str = "normal"
     tuning: float = 0.5
     optimize: frozenset[str] = OPTIMIZATIONS
+    algorithms: Mapping[str, str] = field(default_factory=dict)
     fallback: bool = False
     max_plans: int = 32
     memory_limit: int = 0
@@ -53,6 +58,8 @@ class Options:
             near = difflib.get_close_matches(unknown[0], OPTIMIZATIONS, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(OPTIMIZATIONS))}"
             raise InputError(f"unknown optimisation '{unknown[0]}'{hint}")
+        if not isinstance(self.algorithms, Mapping):
+            raise InputError(f"algorithms={self.algorithms!r}: give a mapping of op to algorithm")
         if not 0 <= self.tuning <= 3600:
             raise InputError(f"tuning={self.tuning}: give 0 to 3600 seconds")
         if self.max_plans < 1:

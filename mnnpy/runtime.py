@@ -309,7 +309,9 @@ class Executable:
             read = tuple(dict.fromkeys(n for n in node.inputs if n))
             return Step("control", read, node.outputs, part.graph, None, node, bodies, assignments)
         device = self.context.host if part.device == HOST else self.context.devices[part.device]
-        segment = Segment(part.graph, options.precision, options.thread_count, options.tuning, options.optimize)
+        segment = Segment(
+            part.graph, options.precision, options.thread_count, options.tuning, options.optimize, options.algorithms
+        )
         return Step(device.info.backend, inputs, outputs, part.graph, device.compile(segment), None, {}, assignments)
 
 

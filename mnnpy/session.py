@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mnnpy.backends.base import Device
 from mnnpy.errors import BackendUnavailableError, InputError
 from mnnpy.explain import Explanation, explain_plans, plan_parts, profile_plan
 from mnnpy.graph.dims import Dim, SymDim
@@ -318,9 +319,37 @@ def _context(backends: str | Sequence[str], options: Options) -> Context:
     if not names:
         raise BackendUnavailableError("backends=[] leaves nothing to run on; give 'auto' or a list of names")
     devices = tuple(open_device(n, threads=options.thread_count) for n in names)
+    _check_algorithms(devices, options)
     host = next((d for d in devices if d.info.backend == "reference"), None) or open_device("reference")
     limit = options.memory_limit or _physical_memory()
     return Context(devices, host, options, limit)
+
+
+def _check_algorithms(devices: Sequence[Device], options: Options) -> None:
+    """Every forced algorithm must exist on a chosen device, and keep the error bar of the precision."""
+    known: dict[str, dict[str, frozenset[str]]] = {}
+    for device in devices:
+        for op, algorithms in getattr(device, "algorithms", {}).items():
+            for name, precisions in algorithms.items():
+                table = known.setdefault(op, {})
+                table[name] = table.get(name, frozenset()) | precisions
+    for op, name in options.algorithms.items():
+        if op not in known:
+            hint = _near(op, known) or f"; ops that have: {', '.join(sorted(known)) or 'none on the chosen backends'}"
+            raise InputError(f"algorithms: op '{op}' has no algorithms to choose from{hint}")
+        if name not in known[op]:
+            hint = _near(name, known[op]) or f"; it has {', '.join(known[op])}"
+            raise InputError(f"algorithms: op '{op}' has no algorithm '{name}'{hint}")
+        if options.precision not in known[op][name]:
+            allowed = ", ".join(sorted(known[op][name]))
+            raise InputError(
+                f"algorithms: '{name}' of op '{op}' does not keep precision '{options.precision}', only {allowed}"
+            )
+
+
+def _near(name: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _physical_memory() -> int:

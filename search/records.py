@@ -22,7 +22,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One decision: *samples* are seconds per run of each candidate, in order of measurement."""
+    """One decision: *samples* are seconds per run of each candidate, in order of measurement.
+
+    An empty *decision* marks a measurement in which nothing was chosen, such as a calibration.
+    """
 
     key: str
     fingerprint: str
@@ -93,7 +96,7 @@ class Records:
                 if row.pop("schema") != SCHEMA:
                     continue
                 record = Record(**row)
-                if not isinstance(record.key, str) or record.decision not in record.samples:
+                if not isinstance(record.key, str) or (record.decision and record.decision not in record.samples):
                     raise ValueError("incomplete record")
                 records.append(record)
             except (ValueError, TypeError, KeyError, AttributeError):

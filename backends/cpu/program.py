@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from mnnpy.backends.cpu.memory import Interval, place
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.errors import BackendError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType
+
+if TYPE_CHECKING:
+    from mnnpy.backends.cpu.select import Choice
 
 __all__ = ["CpuProgram", "build_program", "native_attrs"]
 
@@ -87,8 +90,13 @@ def _views(work: _Layouter) -> list[Node]:
     return kept
 
 
-def build_program(graph: Graph, threads: int, *, in_place: bool = True) -> CpuProgram:
-    """Compile a graph of native ops; raises BackendError naming the node that failed."""
+def build_program(
+    graph: Graph, threads: int, *, in_place: bool = True, choices: Mapping[str, Choice] | None = None
+) -> CpuProgram:
+    """Compile a graph of native ops; raises BackendError naming the node that failed.
+
+    *choices*: why a node has its algorithm, by its first output, for ``describe()``.
+    """
     work = _Layouter(graph, in_place)
     nodes = _views(work)
     for node in nodes:
@@ -106,7 +114,7 @@ def build_program(graph: Graph, threads: int, *, in_place: bool = True) -> CpuPr
         raise BackendError(f"backend 'cpu' cannot compile segment '{graph.name}': {error}") from error
     types = [work.type(n) for n in graph.output_names]
     native.set_output_types([t.dtype.numpy for t in types])
-    return CpuProgram(native, graph, work.steps, [tuple(t.shape or ()) for t in types], arena)
+    return CpuProgram(native, graph, work.steps, [tuple(t.shape or ()) for t in types], arena, choices or {})
 
 
 def _outputs(work: _Layouter, nodes: Sequence[Node]) -> dict[str, int]:
@@ -262,12 +270,14 @@ class CpuProgram:
         steps: Sequence[tuple[str, str, dict[str, Any], tuple[str, ...], tuple[str, ...]]],
         shapes: Sequence[tuple[Any, ...]],
         arena: int,
+        choices: Mapping[str, Choice],
     ) -> None:
         self._native = native
         self._run = native.run
         self._steps = [(op, name, [graph.types.get(o) for o in outs]) for op, name, _, _, outs in steps]
         self._reads = [[i for i in ins if i] for _, _, _, ins, _ in steps]
         self._work = [_work(graph, *step) for step in steps]
+        self._choices = [choices.get(outs[0]) for _, _, _, _, outs in steps]
         self._types = graph.types
         self._shapes = shapes
         self._arena = arena
@@ -318,7 +328,7 @@ class CpuProgram:
         ]
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row per kernel call."""
+        """One row per kernel call; where an algorithm was chosen also *reason*, *predicted* and *measured* seconds."""
         rows: list[dict[str, Any]] = []
         for (op, name, types), native in zip(self._steps, self._native.describe(), strict=True):
             shape = " ".join(str(t) for t in types if t is not None)
@@ -333,6 +343,9 @@ class CpuProgram:
                     "bytes": moved,
                 }
             )
+            choice = self._choices[len(rows) - 1]
+            if choice is not None:
+                rows[-1].update(reason=choice.reason, predicted=choice.predicted, measured=choice.measured)
         return rows
 
     @property

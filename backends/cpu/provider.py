@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,18 +111,33 @@ class CpuDevice:
         return Support(ok, reason)
 
     def candidates(self, view: NodeView) -> list[Candidate]:
-        """The default algorithm with its analytic cost (more come with the algorithms of each op)."""
-        return [Candidate("default", node_flops(view), moved_bytes(view))]
+        """All algorithms with a kernel for this node, with analytic costs; ``precisions``: tiers that allow them."""
+        from mnnpy.backends.cpu.algorithms import TABLE, selectable
+        from mnnpy.backends.cpu.select import accepted
+
+        if not selectable(view):
+            return [Candidate("direct", node_flops(view), moved_bytes(view))]
+        low = replace(view, node=view.node.replace(attrs={**view.node.attrs, "precision": "low"}))
+        entries = [a for a in TABLE[view.node.op] if a.applies(view)]
+        return [a.candidate(view) for a in entries if a.name == "direct" or accepted(low, a.name)]
+
+    @property
+    def algorithms(self) -> Mapping[str, Mapping[str, frozenset[str]]]:
+        """Op → algorithm → precisions that allow it; what ``Options.algorithms`` may name."""
+        from mnnpy.backends.cpu.algorithms import TABLE
+
+        return {op: {a.name: a.precisions for a in entries} for op, entries in TABLE.items()}
 
     def compile(self, segment: Segment) -> Program:
         """Run the passes that are switched on and build the native program."""
         from mnnpy.backends.cpu.program import build_program
-        from mnnpy.backends.cpu.select import Tuner, records, select_algorithms
+        from mnnpy.backends.cpu.select import select_algorithms
 
         graph = lower(segment.graph, segment.optimize)
-        tuner = Tuner(segment.threads, segment.tuning, records()) if segment.tuning > 0 else None
-        graph = select_algorithms(graph, segment.precision, tuner)
-        return build_program(graph, segment.threads, in_place="in_place" in segment.optimize)
+        graph, choices = select_algorithms(
+            graph, segment.precision, segment.threads, segment.tuning, segment.algorithms
+        )
+        return build_program(graph, segment.threads, in_place="in_place" in segment.optimize, choices=choices)
 
     def upload(self, array: Array) -> Array:
         return np.ascontiguousarray(array)

@@ -1,9 +1,10 @@
-"""Chooses an algorithm for every channels-last convolution: from records, by measuring, or by the kernels' own model.
+"""Chooses an algorithm for every product and convolution: forced, from records, by measuring, or by the cost model.
 
-What is measured is the real kernel on random data of the real shape, once per distinct layer; decisions are kept
-on disk per machine and build. With ``precision="high"`` there is nothing to choose: direct algorithms only. With
-``precision="low"`` products and convolutions carry that attribute: where the CPU has bf16 products and a kernel fits,
-they round their operands to bf16; Winograd stays a candidate, as it may be faster in f32.
+Candidates are what ``algorithms.TABLE`` offers, the precision allows and the native factory accepts. The cost model
+ranks them. Where several are close and the layer matters, the real kernels are measured, once per distinct layer, those
+layers first where most time is at stake; decisions are kept on disk per machine and build. With ``precision="high"``
+there is nothing to choose: direct algorithms only. With ``precision="low"`` products and convolutions carry that
+attribute too, and f32 algorithms stay candidates, as they may be faster.
 """
 
 from __future__ import annotations
@@ -11,23 +12,43 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mnnpy.backends.base import NodeView
 from mnnpy.backends.cpu import _native
+from mnnpy.backends.cpu.algorithms import TABLE, selectable
+from mnnpy.backends.cpu.calibrate import peaks
 from mnnpy.graph.ir import Graph, Node, TensorType
+from mnnpy.search.cost import Peaks, predict
 from mnnpy.search.measure import measure
 from mnnpy.search.records import Record, Records, cache_folder
 
-__all__ = ["ALGORITHMS", "Tuner", "records", "select_algorithms"]
+__all__ = ["Choice", "accepted", "records", "select_algorithms"]
 
-ALGORITHMS = ("direct", "winograd2", "winograd4")
-LOW_ALGORITHMS = ("bf16", *ALGORITHMS)
+#: Seconds of a layer below which its algorithm is left to the cost model without measuring.
+MATTERS = 20e-6
+#: Candidates predicted to take this much longer than the best one are not measured.
+SHORTLIST = 1.6
+#: Share of the budget that one layer may use up.
+SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The algorithm of one node and why; seconds, *measured* only where it was."""
+
+    algorithm: str
+    reason: str
+    predicted: float
+    measured: float | None = None
+    candidates: tuple[str, ...] = ()
 
 
 @cache
@@ -53,111 +74,189 @@ def records() -> Records:
     return Records(fingerprint(), cache_folder() / "cpu.jsonl")
 
 
-@dataclass(slots=True)
-class Tuner:
-    """Budget and records of one compilation."""
-
-    threads: int
-    budget: float  #: seconds that may still be spent on measuring
-    records: Records
-    measured: int = 0
-    cached: int = 0
-    seen: dict[str, str] = field(default_factory=dict)
-
-    def choose(self, node: Node, types: list[TensorType]) -> str | None:
-        """The algorithm for *node*, or None to leave it to the kernels' own model."""
-        key = self._key(node, types)
-        found = self.seen.get(key)
-        if found is not None:
-            return found
-        record = self.records.get(key)
-        if record is not None:
-            self.cached += 1
-            self.seen[key] = record.decision
-            return record.decision
-        if self.budget <= 0:
-            return None
-        begin = time.perf_counter()
-        runs = _candidates(node, types, self.threads)
-        if len(runs) < 2:
-            self.seen[key] = next(iter(runs), "direct")
-            return self.seen[key]
-        best, samples = measure(runs, self.budget / 4)
-        self.budget -= time.perf_counter() - begin
-        self.measured += 1
-        self.records.add(Record(key, self.records.fingerprint, samples, best, "fastest measured"))
-        self.seen[key] = best
-        return best
-
-    def _key(self, node: Node, types: list[TensorType]) -> str:
-        attrs = {k: v for k, v in sorted(node.attrs.items()) if k != "algorithm"}
-        shapes = [str(t) for t in types]
-        return json.dumps([node.op, attrs, shapes, self.threads, _native.isa()], separators=(",", ":"))
+_accepted: dict[tuple[str, str], bool] = {}
 
 
-def select_algorithms(graph: Graph, precision: str, tuner: Tuner | None) -> Graph:
-    """*graph* with ``algorithm`` on convolutions where there is something to decide, and ``precision`` where low."""
-    nodes = []
+def accepted(view: NodeView, algorithm: str) -> bool:
+    """Whether a native kernel takes *view* with this algorithm; asked once per kind of node."""
+    node = view.node
+    key = (_key(view, 0), algorithm)
+    known = _accepted.get(key)
+    if known is None:
+        attrs = {**node.attrs, "algorithm": algorithm}
+        if len(node.inputs) > 1 and node.inputs[1] in view.constants:
+            attrs["weights"] = "constant"
+        inputs, outputs = _descriptions(view.inputs), _descriptions(view.outputs)
+        if len(_accepted) > 1 << 16:
+            _accepted.clear()
+        known = _accepted[key] = bool(_native.supports(node.op, attrs, inputs, outputs)[0])
+    return known
+
+
+def _descriptions(types: Iterable[TensorType | None]) -> list[tuple[str, tuple[Any, ...]] | None]:
+    return [None if t is None else (str(t.dtype), tuple(t.shape or ())) for t in types]
+
+
+def _key(view: NodeView, threads: int) -> str:
+    """All that the time of a layer depends on."""
+    node = view.node
+    attrs = {k: v for k, v in sorted(node.attrs.items()) if k != "algorithm"}
+    constant = [k for k, n in enumerate(node.inputs) if n in view.constants]
+    types = [str(t) for t in (*view.inputs, *view.outputs)]
+    return json.dumps([node.op, attrs, types, constant, threads, _native.isa()], separators=(",", ":"), default=str)
+
+
+def select_algorithms(
+    graph: Graph, precision: str, threads: int, budget: float = 0.0, forced: Mapping[str, str] | None = None
+) -> tuple[Graph, dict[str, Choice]]:
+    """*graph* with the attribute ``algorithm`` on products and convolutions, and the choices by first output.
+
+    *budget*: seconds that may be spent on measuring. *forced*: op → algorithm, taken wherever a kernel accepts it.
+    """
+    if precision == "low":
+        low = {"precision": "low"}
+        nodes = [n.replace(attrs={**n.attrs, **low}) if n.op in TABLE else n for n in graph.nodes]
+        graph = graph.replace(nodes=tuple(nodes))
+    views = [v for v in (_view(n, graph) for n in graph.nodes if n.op in TABLE) if selectable(v)]
+    if not views:
+        return graph, {}
+    selector = Selector(precision, threads, budget, dict(forced or {}), records())
+    choices = selector.run(views)
+    chosen = []
     for node in graph.nodes:
-        if precision == "low" and node.op in ("MatMul", "Convolution"):
-            node = node.replace(attrs={**node.attrs, "precision": "low"})
-        if node.op == "Convolution" and node.attrs.get("layout") == "NHWC":
-            algorithm = "direct" if precision == "high" else None
-            if algorithm is None and tuner is not None and _has_choice(node, graph):
-                algorithm = tuner.choose(node, _types(node, graph))
-            if algorithm is not None:
-                node = node.replace(attrs={**node.attrs, "algorithm": algorithm})
-        nodes.append(node)
-    return graph.replace(nodes=tuple(nodes))
+        choice = choices.get(node.outputs[0]) if node.op in TABLE else None
+        if choice is not None:
+            node = node.replace(attrs={**node.attrs, "algorithm": choice.algorithm})
+        chosen.append(node)
+    return graph.replace(nodes=tuple(chosen)), choices
 
 
-def _types(node: Node, graph: Graph) -> list[TensorType]:
-    found = [graph.types[n] for n in (*node.inputs, *node.outputs) if n]
-    return [t for t in found if isinstance(t, TensorType)]
+def _view(node: Node, graph: Graph) -> NodeView:
+    def tensor(name: str) -> TensorType | None:
+        t = graph.types.get(name) if name else None
+        return t if isinstance(t, TensorType) else None
+
+    constants = {n: graph.constants[n] for n in node.inputs if n in graph.constants}
+    return NodeView(node, tuple(map(tensor, node.inputs)), tuple(map(tensor, node.outputs)), constants)
 
 
-def _has_choice(node: Node, graph: Graph) -> bool:
-    """3×3 kernels of stride 1 without groups, with constant weights and enough channels to matter."""
-    w = graph.constants.get(node.inputs[1])
-    square = w is not None and w.shape[2:] == (3, 3) and w.shape[0] >= 8 and w.shape[1] >= 8
-    plain = tuple(node.attrs["strides"]) == (1, 1) == tuple(node.attrs["dilations"])
-    return square and plain and node.attrs.get("group", 1) == 1
+@dataclass(slots=True)
+class Selector:
+    """Budget, records and decisions of one compilation."""
+
+    precision: str
+    threads: int
+    budget: float
+    forced: dict[str, str]
+    records: Records
+    peaks: Peaks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.peaks = peaks(self.records, self.threads)
+
+    def run(self, views: list[NodeView]) -> dict[str, Choice]:
+        """A choice for each node, by its first output."""
+        same: dict[str, list[NodeView]] = {}
+        for view in views:
+            same.setdefault(_key(view, self.threads), []).append(view)
+        choices: dict[str, Choice] = {}
+        doubtful: list[tuple[str, dict[str, float]]] = []
+        for key, group in same.items():
+            ranked = self.rank(group[0])
+            choice = self._settled(key, group[0], ranked)
+            if choice is None:
+                doubtful.append((key, ranked))
+            else:
+                choices[key] = choice
+        stake = {key: min(ranked.values()) * len(same[key]) for key, ranked in doubtful}
+        for key, ranked in sorted(doubtful, key=lambda d: -stake[d[0]]):
+            choices[key] = self._measured(key, same[key][0], ranked)
+        return {view.node.outputs[0]: choices[key] for key, group in same.items() for view in group}
+
+    def rank(self, view: NodeView) -> dict[str, float]:
+        """Predicted seconds of all candidates, the fastest first; ``direct`` is always among them."""
+        times: dict[str, float] = {}
+        for entry in TABLE[view.node.op]:
+            if self.precision in entry.precisions and entry.applies(view):
+                seconds = predict(entry.candidate(view), self.peaks)
+                if seconds < inf and (entry.name == "direct" or accepted(view, entry.name)):
+                    times[entry.name] = seconds
+        return dict(sorted(times.items(), key=lambda item: item[1]))
+
+    def _settled(self, key: str, view: NodeView, ranked: dict[str, float]) -> Choice | None:
+        """A choice that needs no measuring, or None."""
+        names = tuple(ranked)
+        best = names[0]
+        wanted = self.forced.get(view.node.op)
+        if wanted is not None and (wanted in ranked or self._takes(view, wanted)):
+            return Choice(wanted, "forced", ranked.get(wanted, 0.0), None, names)
+        if self.precision == "high":
+            return Choice(best, "precision=high", ranked[best], None, names)
+        if len(names) == 1:
+            return Choice(best, "only candidate", ranked[best], None, names)
+        close = {n: s for n, s in ranked.items() if s <= SHORTLIST * ranked[best]}
+        if len(close) == 1 or ranked[best] < MATTERS:
+            return Choice(best, "cost model", ranked[best], None, names)
+        record = self.records.get(key)
+        if record is not None and record.decision in ranked:
+            seconds = min(record.samples[record.decision])
+            return Choice(record.decision, record.reason, ranked[record.decision], seconds, names)
+        if self.budget <= 0:
+            return Choice(best, "cost model", ranked[best], None, names)
+        return None
+
+    def _takes(self, view: NodeView, algorithm: str) -> bool:
+        """Whether a kernel takes a forced algorithm that the table's conditions would leave out."""
+        entry = next((a for a in TABLE[view.node.op] if a.name == algorithm), None)
+        return entry is not None and self.precision in entry.precisions and accepted(view, algorithm)
+
+    def _measured(self, key: str, view: NodeView, ranked: dict[str, float]) -> Choice:
+        names = tuple(ranked)
+        best = names[0]
+        if self.budget <= 0:
+            return Choice(best, "cost model", ranked[best], None, names)
+        begin = time.perf_counter()
+        runs = _runs(view, [n for n in names if ranked[n] <= SHORTLIST * ranked[best]], self.threads)
+        best, samples = measure(runs, self.budget * SHARE)
+        self.budget -= time.perf_counter() - begin
+        reason = "fastest measured"
+        self.records.add(Record(key, self.records.fingerprint, samples, best, reason))
+        return Choice(best, reason, ranked[best], min(samples[best]), names)
 
 
-def _candidates(node: Node, types: list[TensorType], threads: int) -> dict[str, Callable[[], float]]:
-    """One timed call per algorithm that the native side accepts, on random operands."""
-    rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(t.shape, dtype=np.float32) for t in types]  # type: ignore[arg-type]
-    runs: dict[str, Callable[[], float]] = {}
-    for algorithm in LOW_ALGORITHMS if node.attrs.get("precision") == "low" else ALGORITHMS:
-        if algorithm == "direct" and "bf16" in runs:
-            continue  # the same work at half the speed
-        try:
-            program, inputs = _single(node, algorithm, arrays, threads)
-        except (ValueError, RuntimeError):
-            continue  # declined: not a candidate for this layer
-        runs[algorithm] = _timed(program, inputs, arrays[-1])
-    return runs
+def _runs(view: NodeView, algorithms: Iterable[str], threads: int) -> dict[str, Callable[[], float]]:
+    """One timed call per algorithm of the real kernel, on the layer's own constants and random activations."""
+    noise = np.random.default_rng(0).standard_normal(4096, dtype=np.float32)
+    arrays = {}
+    for name, t in zip(view.node.inputs, view.inputs, strict=True):
+        if name and t is not None:
+            shape: tuple[int, ...] = t.shape  # type: ignore[assignment]
+            arrays[name] = view.constants[name] if name in view.constants else np.resize(noise, shape)
+    (out,) = (t for t in view.outputs if t is not None)
+    output: Any = np.empty(tuple(map(int, out.shape or ())), np.float32)  # type: ignore[arg-type]
+    return {a: _timed(*_single(view, a, arrays, output, threads), output) for a in algorithms}
 
 
-def _single(node: Node, algorithm: str, arrays: list[Any], threads: int) -> tuple[Any, list[Any]]:
+def _single(
+    view: NodeView, algorithm: str, arrays: Mapping[str, Any], output: Any, threads: int
+) -> tuple[Any, list[Any]]:
     """A program of this one node, and the arrays that it takes as inputs."""
+    node = view.node
     tensors: list[tuple[str, tuple[int, ...], str, Any]] = []
     index: list[int] = []
     inputs: list[Any] = []
-    present = iter(arrays)
-    for operand, name in enumerate(node.inputs):
+    for name in node.inputs:
         if not name:
             index.append(-1)
             continue
-        array = next(present)
         index.append(len(tensors))
-        if operand in (1, 2):  # weights and bias
+        array = np.ascontiguousarray(arrays[name])
+        if name in view.constants:
             tensors.append(("f32", array.shape, "constant", array))
         else:
             tensors.append(("f32", array.shape, "input", len(inputs)))
             inputs.append(array)
-    tensors.append(("f32", arrays[-1].shape, "output", 0))
+    tensors.append(("f32", output.shape, "output", 0))
     steps = [(node.op, "candidate", {**node.attrs, "algorithm": algorithm}, index, [len(tensors) - 1])]
     return _native.Program(tensors, steps, 0, threads), inputs
 

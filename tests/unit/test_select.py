@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mnnpy
+from mnnpy.backends.base import Candidate
 from mnnpy.backends.cpu import select
+from mnnpy.backends.cpu.algorithms import ran
+from mnnpy.backends.cpu.provider import lower
+from mnnpy.decompose.lower import view_of
+from mnnpy.errors import InputError
+from mnnpy.options import OPTIMIZATIONS
+from mnnpy.search.cost import Peaks, predict
 from mnnpy.search.measure import measure
 from mnnpy.search.records import Record, Records
 from tests.models import Net
@@ -31,42 +39,100 @@ def algorithms(session: mnnpy.Session) -> list[str]:
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Records:
-    records = Records("this machine", tmp_path / "cpu.jsonl")
+    records = Records(f"this machine {tmp_path}", tmp_path / "cpu.jsonl")
     monkeypatch.setattr(select, "records", lambda: records)
     return records
 
 
-@pytest.mark.parametrize("algorithm", select.ALGORITHMS)
-def test_every_algorithm_gives_the_same_answer(algorithm: str, fresh: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, feeds = conv_net()
-    want = mnnpy.Session(model, "reference").run(None, feeds)[0]
-    monkeypatch.setattr(select.Tuner, "choose", lambda self, node, types: algorithm)
-    for threads in (1, 2, 7):
-        session = mnnpy.Session(model, threads=threads)
-        got = session.run(None, feeds)[0]
-        assert np.abs(got - want).max() <= 3e-5 * np.abs(want).max()
-        assert all(algorithm in a for a in algorithms(session))
+def whys(session: mnnpy.Session) -> list[str]:
+    return [r["why"] for r in session.explain().rows if r["op"] == "Convolution"]
 
 
-def test_measured_once_then_cached(fresh: Records) -> None:
+def lines(records: Records) -> list[dict[str, Any]]:
+    assert records.path is not None
+    return [json.loads(line) for line in records.path.read_text().splitlines()]
+
+
+def test_calibrated_and_measured_once_then_cached(fresh: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "SHORTLIST", 1e9)
+    monkeypatch.setattr(select, "MATTERS", 0.0)
     model, _ = conv_net()
-    first = algorithms(mnnpy.Session(model, threads=1))
-    assert fresh.path is not None
-    lines = fresh.path.read_text().splitlines()
-    assert len(lines) == 2
-    row = json.loads(lines[0])
-    assert set(row["samples"]) == set(select.ALGORITHMS)
-    assert row["decision"] == min(row["samples"], key=lambda k: min(row["samples"][k]))
-    assert algorithms(mnnpy.Session(model, threads=1)) == first
-    assert fresh.path.read_text().splitlines() == lines
+    session = mnnpy.Session(model, threads=1, tuning=60)
+    calibration, *measured = lines(fresh)
+    assert calibration["reason"] == "calibration"
+    assert {"f32", "memory", "cache", "launch"} <= set(calibration["samples"])
+    assert len(measured) == 2
+    for row in measured:
+        assert {"direct", "winograd2", "winograd4"} <= set(row["samples"])
+        assert row["decision"] == min(row["samples"], key=lambda k: min(row["samples"][k]))
+    assert whys(session) == ["fastest measured"] * 2
+    again = mnnpy.Session(model, threads=1, tuning=60)
+    assert algorithms(again) == algorithms(session)
+    assert whys(again) == ["fastest measured"] * 2
+    assert len(lines(fresh)) == 3
 
 
-def test_high_precision_is_direct_and_zero_budget_measures_nothing(fresh: Records) -> None:
+def test_without_budget_the_cost_model_decides(fresh: Records) -> None:
     model, _ = conv_net()
-    assert not any("winograd" in a for a in algorithms(mnnpy.Session(model, precision="high")))
-    mnnpy.Session(model, tuning=0)
-    assert fresh.path is not None
-    assert not fresh.path.exists()
+    session = mnnpy.Session(model, tuning=0)
+    assert whys(session) == ["cost model"] * 2
+    assert [r["reason"] for r in lines(fresh)] == ["calibration"]
+    assert all(r["predicted_us"] > 0 and r["measured_us"] == "" for r in session.explain().rows if r["why"])
+
+
+def test_high_precision_is_direct(fresh: Records) -> None:
+    model, _ = conv_net()
+    session = mnnpy.Session(model, precision="high")
+    assert whys(session) == ["precision=high"] * 2
+    assert {ran("Convolution", a) for a in algorithms(session)} == {"direct"}
+
+
+def test_the_layers_with_most_time_at_stake_are_measured_first(fresh: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget for one layer goes to the one that costs more in sum, though it comes last."""
+    monkeypatch.setattr(select, "SHORTLIST", 1e9)
+    monkeypatch.setattr(select, "MATTERS", 0.0)
+    n = Net()
+    y = n.op("Conv", n.input(1, 16, 24, 24), n.w(64, 16, 3, 3), pads=[1, 1, 1, 1])
+    for _ in range(3):
+        y = n.op("Relu", n.op("Conv", y, n.w(64, 64, 3, 3), n.w(64), pads=[1, 1, 1, 1]))
+    model, _ = n.finish(y)
+    session = mnnpy.Session(model, threads=1, tuning=1e-9)
+    assert whys(session) == ["cost model", *["fastest measured"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"Convolution": "winograd5"}, "did you mean 'winograd"),
+        ({"Convolutio": "direct"}, "did you mean 'Convolution'"),
+        ({"Softmax": "direct"}, "ops that have: Convolution, MatMul"),
+        ({"MatMul": "bf16"}, "does not keep precision 'normal', only low"),
+        (["direct"], "give a mapping"),
+    ],
+)
+def test_unknown_forced_algorithms_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mnnpy.Session(conv_net()[0], algorithms=given)
+
+
+def test_candidates_carry_analytic_costs() -> None:
+    session = mnnpy.Session(conv_net()[0])
+    ((_, graph),) = session.parts(conv_net()[1])
+    graph = lower(graph, OPTIMIZATIONS)
+    device = session._context.devices[0]
+    for node in graph.nodes:
+        if node.op == "Convolution":
+            found = {c.algorithm: c for c in device.candidates(view_of(node, graph.types, graph.constants))}
+            assert {"direct", "winograd2", "winograd4"} <= set(found)
+            assert found["winograd4"].flops < found["winograd2"].flops < found["direct"].flops
+            assert all(c.bytes > 0 and c.launches == 1 for c in found.values())
+
+
+def test_prediction_is_the_roofline_and_what_does_not_overlap() -> None:
+    p = Peaks({"f32": 1e9}, memory=1e9, cache=1e10, launch=1e-6)
+    assert predict(Candidate("a", 2e6, 1e6), p) == pytest.approx(2e-3 + 1e-6)
+    assert predict(Candidate("a", 1e6, 2e6, 2, {"cached": 1e7}), p) == pytest.approx(3e-3 + 2e-6)
+    assert predict(Candidate("a", 1, 1, 1, {"rate": "bf16"}), p) == float("inf")
 
 
 def test_damaged_and_foreign_lines_are_skipped_with_one_warning(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ bool conv_shape(const NodeDesc& node, bool channels_last, ConvShape& s, const ch
 // Common checks of the f32 channels-last kernels: dtypes, layout, bias, residual, epilogue.
 bool conv_operands(const NodeDesc& node, const ConvShape& s, Epilogue& e, const char*& why);
 
+// Whether the weights are constant: here, or (asked by supports() with weights="constant") in the program to come.
+inline bool constant_weights(const NodeDesc& node) {
+  return node.inputs[1].constant != nullptr || node.s("weights", "") == "constant";
+}
+
 // Weights [M][C/group][taps] to [M][taps][C/group].
 void taps_outside(const float* w, const ConvShape& s, float* out);
 

@@ -33,8 +33,9 @@ class ConvBf16 final : public Kernel {
     blocks_ = plan_blocks(s.batch * s.out_pixels(), taps_, pairs_of(depth_), panels_, ctx.threads);
     zeros_ = Floats(static_cast<size_t>(depth_) + W);
     std::memset(zeros_.data(), 0, zeros_.bytes());
-    packed_ = Floats(static_cast<size_t>(panels_.width * taps_ * pairs_of(depth_)));
     const auto* w = static_cast<const float*>(node.inputs[1].constant);
+    if (w == nullptr) return;  // only asked whether it fits
+    packed_ = Floats(static_cast<size_t>(panels_.width * taps_ * pairs_of(depth_)));
     std::vector<float> turned(s.taps() > 1 ? static_cast<size_t>(node.inputs[1].count()) : 0);
     if (s.taps() > 1) {
       taps_outside(w, s, turned.data());
@@ -118,7 +119,7 @@ std::unique_ptr<Kernel> make_conv_bf16(const NodeDesc& node, const BuildContext&
   const char* why = "";
   if (!conv_shape(node, true, s, why) || !conv_operands(node, s, e, why)) return decline(ctx, why);
   if (s.group != 1) return decline(ctx, "grouped convolution has no bf16 kernel");
-  if (node.inputs[1].constant == nullptr) return decline(ctx, "bf16 convolution needs constant weights");
+  if (!constant_weights(node)) return decline(ctx, "bf16 convolution needs constant weights");
   if (s.m < 8 || s.c * s.taps() < 8) return decline(ctx, "too small to gain from bf16");
   return std::make_unique<ConvBf16>(node, ctx, s, e);
 }

@@ -73,8 +73,10 @@ class ConvWinograd final : public Kernel {
     by_block_ = ctx.threads == 1 || count >= 2 * ctx.threads;
     block_ = count == 0 ? 1 : (tiles_ + count - 1) / count;
     blocks_ = (tiles_ + block_ - 1) / block_;
+    const auto* w = static_cast<const float*>(node.inputs[1].constant);
+    if (w == nullptr) return;  // only asked whether it fits
     packed_ = Floats(static_cast<size_t>(panels_.width * kPoints * s.c));
-    pack(static_cast<const float*>(node.inputs[1].constant));
+    pack(w);
     packed_.share();
   }
 
@@ -280,7 +282,7 @@ std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& 
   bool fits = s.group == 1 && s.in[0] == 1 && s.kernel[0] == 1 && s.before[0] == 0 && s.after[0] == 0 && s.stride[0] == 1;
   for (int d = 1; d < 3; ++d) fits = fits && s.kernel[d] == 3 && s.stride[d] == 1 && s.dilation[d] == 1 && s.out[d] > 0;
   if (!fits || s.batch == 0) return decline(ctx, "Winograd takes 3x3 kernels of stride 1 without groups");
-  if (node.inputs[1].constant == nullptr) return decline(ctx, "Winograd needs constant weights");
+  if (!constant_weights(node)) return decline(ctx, "Winograd needs constant weights");
   if (!automatic) {
     if (algorithm == "winograd2") return std::make_unique<ConvWinograd<2>>(node, ctx, s, e);
     return std::make_unique<ConvWinograd<4>>(node, ctx, s, e);

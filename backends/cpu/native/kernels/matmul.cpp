@@ -293,6 +293,8 @@ class MatMulF32 final : public Kernel {
 std::unique_ptr<Kernel> make_matmul(const NodeDesc& node, const BuildContext& ctx) {
   if (node.inputs.size() < 2 || node.inputs.size() > 4 || node.outputs.size() != 1)
     return decline(ctx, "takes two to four operands");
+  const std::string algorithm = node.s("algorithm", "auto");
+  if (algorithm != "auto" && algorithm != "direct") return decline(ctx, "another algorithm was asked for");
   for (const auto& t : node.inputs)
     if (t.present && t.dtype != DType::F32) return decline(ctx, "the fast product is f32 only");
   if (node.outputs[0].dtype != DType::F32) return decline(ctx, "the fast product is f32 only");

@@ -67,6 +67,11 @@ bool with_number(DType t, F&& f) {
   }
 }
 
+bool direct(const NodeDesc& node) {
+  const std::string algorithm = node.s("algorithm", "auto");
+  return algorithm == "auto" || algorithm == "direct";
+}
+
 bool plain(const NodeDesc& node) {
   const bool more = node.inputs.size() > 3 && node.inputs[3].present;
   return !more && node.s("act", "").empty() && node.f("alpha", 1.0) == 1.0 && node.s("layout", "NCHW") == "NCHW";
@@ -175,6 +180,7 @@ const char* misfit(const NodeDesc& node) {
 
 std::unique_ptr<Kernel> make_matmul(const NodeDesc& node, const BuildContext& ctx) {
   if (node.inputs.size() < 2 || node.outputs.size() != 1 || !one_type(node)) return decline(ctx, "operands differ in dtype");
+  if (!direct(node)) return decline(ctx, "another algorithm was asked for");
   if (!plain(node)) return decline(ctx, "only f32 products have fused epilogues");
   const Dims &a = node.inputs[0].shape, &b = node.inputs[1].shape;
   if (a.empty() || b.empty()) return decline(ctx, "operands need rank >= 1");
@@ -289,6 +295,7 @@ class ConvAny final : public Kernel {
 
 std::unique_ptr<Kernel> make_convolution(const NodeDesc& node, const BuildContext& ctx) {
   if (node.inputs.size() < 2 || !one_type(node)) return decline(ctx, "operands differ in dtype");
+  if (!direct(node)) return decline(ctx, "another algorithm was asked for");
   if (!plain(node)) return decline(ctx, "only f32 convolutions have layout NHWC and fused epilogues");
   const Dims& w = node.inputs[1].shape;
   Window window;

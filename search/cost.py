@@ -1,0 +1,37 @@
+"""Predicted seconds of a candidate from its analytic work and the measured peaks of a device. Knows no backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mnnpy.backends.base import Candidate
+
+__all__ = ["Peaks", "predict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """What a device reaches, measured once: see the backend's calibration.
+
+    rates: operations per second by kind of arithmetic (a candidate names its kind in ``parameters["rate"]``).
+    memory: bytes per second to and from main memory. cache: the same within the caches of the cores.
+    launch: seconds that starting a kernel costs.
+    """
+
+    rates: Mapping[str, float]
+    memory: float
+    cache: float
+    launch: float = 0.0
+
+
+def predict(candidate: Candidate, peaks: Peaks) -> float:
+    """Seconds by the roofline, plus what cannot overlap with it: passes within the caches, and launches.
+
+    A candidate whose kind of arithmetic the device lacks costs infinity.
+    """
+    rate = peaks.rates.get(str(candidate.parameters.get("rate", "f32")), 0.0)
+    if rate <= 0:
+        return float("inf")
+    cached = float(candidate.parameters.get("cached", 0.0)) / peaks.cache
+    return max(candidate.flops / rate, candidate.bytes / peaks.memory) + cached + candidate.launches * peaks.launch
