@@ -56,7 +56,7 @@ def find(op: str, name: str) -> Algorithm | None:
 def ran(op: str, described: str) -> str:
     """The table's name for what a kernel says of itself (``conv-winograd4`` → ``winograd4``)."""
     names = [a.name for a in TABLE.get(op, ()) if a.name != "direct"]
-    found = [n for n in names if described.endswith(n) or f"-{n}-" in f"-{described}-"]
+    found = [n for n in names if any(part.startswith(n) for part in described.split("-"))]
     return max(found, key=len) if found else "direct"
 
 

@@ -1,0 +1,140 @@
+"""Every algorithm of every op, forced in turn: it really runs, and the answers keep the bar of the precision."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+import mnnpy
+from mnnpy.backends.cpu import _native
+from mnnpy.backends.cpu.algorithms import TABLE, ran
+from mnnpy.conformance import load_cases, run_suite
+from tests.models import MODELS, Feeds, Net
+
+ort = pytest.importorskip("onnxruntime")
+
+#: Largest difference, as a share of the output's maximum, by precision.
+BARS = {"high": 1e-5, "normal": 3e-5, "low": 2e-2}
+#: Algorithms that need instructions which not every CPU has, and the feature that says so.
+NEEDS = {"bf16": "avx512bf16", "bf16x3": "amx-bf16"}
+#: Algorithms with a portable kernel: these must run everywhere.
+PORTABLE = {"direct", "winograd2", "winograd4"}
+CHOICES = [(op, a.name) for op, entries in TABLE.items() for a in entries]
+
+
+def products() -> tuple[object, Feeds]:
+    """Constant right operands, bias and activation; odd sizes; large enough to be halved twice."""
+    n = Net(20)
+    y = n.op("Add", n.op("MatMul", n.input(300, 520), n.w(520, 515, scale=0.05)), n.w(515))
+    y = n.op("Relu", y)
+    y = n.op("Gemm", y, n.w(640, 515, scale=0.05), n.w(640), transB=1)
+    return n.finish(n.op("MatMul", y, n.w(640, 300, scale=0.05)))
+
+
+def convolutions() -> tuple[object, Feeds]:
+    """3×3 of stride 1 with bias, activation and residual, uneven edges, two images; 1×1 with many channels."""
+    n = Net(21)
+    x = n.op("Conv", n.input(2, 16, 19, 22), n.w(40, 16, 3, 3), n.w(40), pads=[1, 1, 1, 1])
+    y = n.op("Relu", n.op("Add", n.op("Conv", x, n.w(40, 40, 3, 3), pads=[1, 1, 1, 1]), x))
+    y = n.op("Conv", y, n.w(272, 40, 3, 3, scale=0.05), pads=[0, 1, 2, 1])
+    return n.finish(n.op("HardSwish", n.op("Conv", y, n.w(288, 272, 1, 1, scale=0.06), n.w(288))))
+
+
+SUITABLE = {"MatMul": products, "Convolution": convolutions}
+
+
+@cache
+def truth(name: str) -> tuple[object, Feeds, list[np.ndarray]]:
+    model, feeds = (SUITABLE[name] if name in SUITABLE else MODELS[name])()
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
+    return model, feeds, session.run(None, feeds)
+
+
+def precision_of(op: str, algorithm: str) -> str:
+    """The strictest precision that allows it, but no stricter than the default."""
+    allowed = next(a.precisions for a in TABLE[op] if a.name == algorithm)
+    return "normal" if "normal" in allowed else "low"
+
+
+def missing(algorithm: str, isa: str) -> str:
+    """Why this CPU cannot run an algorithm, or an empty string."""
+    feature = NEEDS.get(algorithm)
+    if feature is None or (feature in _native.cpu_features() and isa == "avx512"):
+        return ""
+    return f"needs {feature} and the avx512 variant"
+
+
+def check(session: mnnpy.Session, feeds: Feeds, want: list[np.ndarray], bar: float) -> None:
+    for got, expected in zip(session.run(None, feeds), want, strict=True):
+        assert got.shape == expected.shape
+        scale = max(1e-3, float(np.abs(expected).max(initial=0)))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=bar * scale)
+
+
+@pytest.fixture(params=_native.available_isas())
+def isa(request: pytest.FixtureRequest) -> object:
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
+
+
+@pytest.mark.parametrize(("op", "algorithm"), CHOICES)
+def test_a_forced_algorithm_runs_and_is_right(op: str, algorithm: str, isa: str) -> None:
+    if why := missing(algorithm, isa):
+        pytest.skip(why)
+    model, feeds, want = truth(op)
+    precision = precision_of(op, algorithm)
+    for threads in (1, 2, 7):
+        session = mnnpy.Session(model, threads=threads, precision=precision, algorithms={op: algorithm}, tuning=0)
+        rows = [r for r in session.explain().rows if r["op"] == op]
+        forced = [r for r in rows if r["why"] == "forced"]
+        if not forced and algorithm not in PORTABLE:
+            pytest.skip(f"no kernel takes {algorithm} here")
+        assert forced, [r["algorithm"] for r in rows]
+        assert {ran(op, r["algorithm"]) for r in forced} == {algorithm}
+        check(session, feeds, want, BARS[precision])
+
+
+@pytest.mark.parametrize(("op", "algorithm"), CHOICES)
+@pytest.mark.parametrize("name", MODELS)
+def test_models_do_not_depend_on_it(name: str, op: str, algorithm: str) -> None:
+    """Small networks with the structures of real ones; layers that do not take the algorithm fall to another one."""
+    model, feeds, want = truth(name)
+    precision = precision_of(op, algorithm)
+    session = mnnpy.Session(model, precision=precision, algorithms={op: algorithm}, tuning=0)
+    check(session, feeds, want, BARS[precision])
+    for row in session.explain().rows:
+        assert row["why"] != "forced" or (row["op"] == op and ran(op, row["algorithm"]) == algorithm)
+
+
+@pytest.mark.parametrize("op", TABLE)
+def test_high_precision_runs_direct_algorithms_only(op: str) -> None:
+    model, feeds, want = truth(op)
+    session = mnnpy.Session(model, precision="high")
+    rows = [r for r in session.explain().rows if r["op"] == op]
+    assert {ran(op, r["algorithm"]) for r in rows} == {"direct"}
+    assert {r["why"] for r in rows} == {"precision=high"}
+    check(session, feeds, want, BARS["high"])
+
+
+@pytest.mark.parametrize("op", TABLE)
+@pytest.mark.parametrize("precision", ["normal", "low"])
+def test_whatever_is_chosen_is_right(op: str, precision: str) -> None:
+    model, feeds, want = truth(op)
+    for tuning in (0.0, 0.5):
+        check(mnnpy.Session(model, precision=precision, tuning=tuning), feeds, want, BARS[precision])
+
+
+@pytest.mark.parametrize(
+    ("op", "algorithm"), [(op, name) for op, name in CHOICES if precision_of(op, name) == "normal"]
+)
+def test_conformance_of_the_op(op: str, algorithm: str) -> None:
+    """ONNX's node cases of convolutions and products, with the tolerance that the cases state."""
+    pattern = "conv" if op == "Convolution" else "matmul|gemm"
+    cases = [c for c in load_cases() if pattern.partition("|")[0] in c.name or pattern.rpartition("|")[2] in c.name]
+    report = run_suite("cpu", cases=cases, algorithms={op: algorithm}, tuning=0)
+    assert report.count("passed") >= len(cases) > 20
+    assert report.count("failed") == 0, [r for r in report.results if r.status == "failed"]
