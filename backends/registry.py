@@ -11,11 +11,13 @@ import importlib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnnpy.backends.base import API_VERSION, Backend, Device, DeviceInfo
 from mnnpy.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["BUILT_IN", "GROUP", "Entry", "Registry", "all_backends", "all_devices", "get_backend", "open_device"]
 
@@ -47,6 +49,12 @@ class Entry:
         return self.provider is not None or bool(self.reason)
 
 
+def _installed() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=GROUP)
+
+
 def _load_target(target: str) -> Any:
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -58,8 +66,9 @@ class Registry:
     def __init__(
         self, discover: Callable[[], Iterable[EntryPoint]] | None = None, built_in: dict[str, str] | None = None
     ) -> None:
-        self._discover = discover if discover is not None else lambda: entry_points(group=GROUP)
+        self._discover = discover if discover is not None else _installed
         self._built_in = BUILT_IN if built_in is None else built_in
+        self._ours = {n: Entry(n, t, "built-in", lambda t=t: _load_target(t)) for n, t in self._built_in.items()}  # type: ignore[misc]
         self._entries: dict[str, Entry] | None = None
         self._lock = threading.RLock()
 
@@ -131,7 +140,7 @@ class Registry:
             return [DeviceInfo(entry.name, entry.name, unavailable=reason)]
 
     def _find(self) -> dict[str, Entry]:
-        found = {n: Entry(n, t, "built-in", lambda t=t: _load_target(t)) for n, t in self._built_in.items()}  # type: ignore[misc]
+        found = dict(self._ours)
         clashes: dict[str, list[str]] = {}
         for point in sorted(self._discover(), key=lambda p: (p.name, p.value)):
             source = point.dist.name if point.dist is not None else "an unnamed distribution"
@@ -151,8 +160,10 @@ class Registry:
         return dict(sorted(found.items()))
 
     def _entry(self, name: str) -> Entry:
-        entries = self.entries()
-        entry = entries.get(name)
+        entry = self._ours.get(name)  # nobody can take over a built-in name: no need to look what is installed
+        if entry is None:
+            entries = self.entries()
+            entry = entries.get(name)
         if entry is None:
             near = difflib.get_close_matches(name, entries, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""

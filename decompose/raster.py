@@ -7,7 +7,7 @@ All offsets and strides count elements, not bytes; tensors are dense and row-maj
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 __all__ = ["Region", "full_region", "row_major"]
@@ -37,8 +37,25 @@ class Region:
     dst_offset: int
     dst_strides: tuple[int, ...]
 
-    def replace(self, **changes: object) -> Region:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def replace(
+        self,
+        *,
+        origin: int | None = None,
+        size: tuple[int, ...] | None = None,
+        src_offset: int | None = None,
+        src_strides: tuple[int, ...] | None = None,
+        dst_offset: int | None = None,
+        dst_strides: tuple[int, ...] | None = None,
+    ) -> Region:
+        """The region with some fields changed (called too often for ``dataclasses.replace``)."""
+        return Region(
+            self.origin if origin is None else origin,
+            self.size if size is None else size,
+            self.src_offset if src_offset is None else src_offset,
+            self.src_strides if src_strides is None else src_strides,
+            self.dst_offset if dst_offset is None else dst_offset,
+            self.dst_strides if dst_strides is None else dst_strides,
+        )
 
     @property
     def count(self) -> int:

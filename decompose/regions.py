@@ -23,6 +23,7 @@ __all__ = ["PIECE_LIMIT", "coalesce", "compose", "from_flat", "join_regions", "s
 PIECE_LIMIT = 64
 
 
+@lru_cache(maxsize=16384)  # the passes normalise the same regions again and again
 def coalesce(region: Region) -> Region:
     """The same copy with as few axes as possible.
 
@@ -60,6 +61,11 @@ def coalesce(region: Region) -> Region:
 
 def join_regions(regions: Sequence[Region]) -> tuple[Region, ...]:
     """Coalesced regions, with those joined that continue each other or repeat at a constant distance."""
+    return _joined(tuple(regions))
+
+
+@lru_cache(maxsize=4096)
+def _joined(regions: tuple[Region, ...]) -> tuple[Region, ...]:
     found = sorted((coalesce(r) for r in regions if r.count), key=lambda r: r.dst_offset)
     while True:
         joined = _join_once(found)

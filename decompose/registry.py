@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
+from mnnpy.decompose.families import FAMILIES, FAMILY_OF, RULE_MODULES
 from mnnpy.errors import MnnpyError, ModelError, UnsupportedOpError
 
 __all__ = ["OpClass", "OpDef", "Signature", "find_rule", "get_op", "has_op", "op", "ops", "reference", "rule"]
@@ -67,56 +69,72 @@ class Signature:
         return cls(tuple(inputs), required, variadic, attrs)
 
 
-@dataclass(slots=True)
+@dataclass
 class OpDef:
-    """Everything the project knows of one op."""
+    """Everything the project knows of one op. Rules and reference are imported when somebody asks for them."""
 
     name: str
     op_class: OpClass
     family: str
-    summary: str
     shape: Callable[..., Any]
-    signature: Signature
     foldable: bool = True  #: may be evaluated at compile time when all inputs are constants
-    rules: dict[str | None, Callable[..., Any]] = field(default_factory=dict)  #: backend name or None → rule
-    reference: Callable[..., Any] | None = None
     reference_options: Mapping[str, Any] = field(default_factory=dict)
+    _rules: dict[str | None, Callable[..., Any]] = field(default_factory=dict)
+    _reference: Callable[..., Any] | None = None
+
+    @cached_property
+    def signature(self) -> Signature:
+        return Signature.of(self.shape)
+
+    @property
+    def summary(self) -> str:
+        """First line of the shape function's docstring."""
+        return (inspect.getdoc(self.shape) or "").partition("\n")[0]
+
+    @property
+    def rules(self) -> dict[str | None, Callable[..., Any]]:
+        """Backend name, or None for all, → rule."""
+        if self.name in FAMILY_OF:
+            _import("mnnpy.decompose.rules", RULE_MODULES.get(self.family, (self.family,)))
+        return self._rules
+
+    @property
+    def reference(self) -> Callable[..., Any] | None:
+        if self._reference is None and self.name in FAMILY_OF:
+            _import("mnnpy.backends.reference.kernels", (self.family,))
+        return self._reference
 
 
 _OPS: dict[str, OpDef] = {}
 
-_FAMILIES = (
-    "atomic", "elementwise", "reduce", "movement", "indexing", "generate", "contract", "transposed", "einsum",
-    "pool", "norm", "quantize", "image", "signal", "attention", "recurrent", "loss", "sequence", "text", "ml",
-    "ml_models", "ml_trees", "training", "control",
-)  # fmt: skip
-
 
 @cache
-def _load() -> None:
-    """Import every family once; the decorators fill the registry."""
-    for package in ("mnnpy.decompose.ops", "mnnpy.decompose.rules", "mnnpy.backends.reference.kernels"):
-        root = importlib.import_module(package)
-        for family in _FAMILIES:
-            if (_folder(root) / f"{family}.py").is_file():
-                importlib.import_module(f"{package}.{family}")
+def _import(package: str, modules: tuple[str, ...]) -> None:
+    """Import those modules of a package that exist; their decorators fill the registry."""
+    for module in modules:
+        if importlib.util.find_spec(f"{package}.{module}") is not None:
+            importlib.import_module(f"{package}.{module}")
 
 
-def _folder(module: Any) -> Any:
-    from pathlib import Path
-
-    return Path(module.__path__[0])
+def _find(name: str) -> OpDef | None:
+    """The op, its family imported where it is one of ours."""
+    found = _OPS.get(name)
+    if found is None and name in FAMILY_OF:
+        importlib.import_module(f"mnnpy.decompose.ops.{FAMILY_OF[name]}")
+        found = _OPS.get(name)
+    return found
 
 
 def op(name: str, op_class: OpClass, *, foldable: bool = True) -> Callable[[F], F]:
     """Declare op *name*; the decorated function is its shape function."""
 
     def declare(fn: F) -> F:
-        if name in _OPS:
-            raise MnnpyError(f"op '{name}' is declared twice ({_OPS[name].family} and {fn.__module__})")
-        summary = (inspect.getdoc(fn) or "").partition("\n")[0]
-        family = fn.__module__.rpartition(".")[2]
-        _OPS[name] = OpDef(name, op_class, family, summary, fn, Signature.of(fn), foldable)
+        module, _, family = fn.__module__.rpartition(".")
+        ours = module == "mnnpy.decompose.ops"
+        first = _OPS[name].family if name in _OPS else FAMILY_OF.get(name)
+        if name in _OPS or not (ours or first is None):
+            raise MnnpyError(f"op '{name}' is declared twice ({first} and {fn.__module__})")
+        _OPS[name] = OpDef(name, op_class, family, fn, foldable)
         return fn
 
     return declare
@@ -126,7 +144,7 @@ def rule(name: str, backend: str | None = None) -> Callable[[F], F]:
     """Register how *name* decomposes, for one backend or (``None``) for all."""
 
     def declare(fn: F) -> F:
-        rules = _declared(name).rules
+        rules = _declared(name)._rules
         if backend in rules:
             raise MnnpyError(f"op '{name}' has two rules for backend {backend!r}")
         rules[backend] = fn
@@ -140,37 +158,37 @@ def reference(name: str, **options: Any) -> Callable[[F], F]:
 
     def declare(fn: F) -> F:
         found = _declared(name)
-        if found.reference is not None:
+        if found._reference is not None:
             raise MnnpyError(f"op '{name}' has two references")
-        found.reference, found.reference_options = fn, options
+        found._reference, found.reference_options = fn, options
         return fn
 
     return declare
 
 
 def _declared(name: str) -> OpDef:
-    if name not in _OPS:
+    found = _find(name)
+    if found is None:
         raise MnnpyError(f"op '{name}' is not declared; add @op({name!r}, …) to mnnpy/decompose/ops first")
-    return _OPS[name]
+    return found
 
 
 def ops() -> dict[str, OpDef]:
     """All ops by name, sorted."""
-    _load()
+    for family in FAMILIES:
+        importlib.import_module(f"mnnpy.decompose.ops.{family}")
     return dict(sorted(_OPS.items()))
 
 
 def has_op(name: str) -> bool:
-    _load()
-    return name in _OPS
+    return name in _OPS or name in FAMILY_OF
 
 
 def get_op(name: str) -> OpDef:
     """The definition of *name*; raises UnsupportedOpError with a near match."""
-    _load()
-    found = _OPS.get(name)
+    found = _OPS.get(name) or _find(name)
     if found is None:
-        near = difflib.get_close_matches(name, _OPS, n=1)
+        near = difflib.get_close_matches(name, [*FAMILY_OF, *_OPS], n=1)
         hint = f"; did you mean '{near[0]}'?" if near else "; `mnnpy ops` lists the known ones"
         raise UnsupportedOpError(f"op '{name}' is not known{hint}")
     return found

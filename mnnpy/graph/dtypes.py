@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import cache, cached_property
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 __all__ = ["DType"]
@@ -45,29 +45,38 @@ class DType(Enum):
     C128 = "c128"
     STRING = "string"
 
-    @property
+    # Members are singletons. Enum's own hash is Python code, and types are keys everywhere in planning.
+    __hash__ = object.__hash__
+
+    @cached_property
     def numpy(self) -> np.dtype[Any]:
         """The numpy dtype that holds one element (strings are ``object``)."""
-        return _TO_NUMPY[self]
+        if self.value in _EXTENDED:
+            import ml_dtypes  # only models with such types pay for it
 
-    @property
+            extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _EXTENDED[self.value]))
+            return extended
+        plain: np.dtype[Any] = np.dtype(_PLAIN[self.value])
+        return plain
+
+    @cached_property
     def itemsize(self) -> int:
         """Bytes per element in memory (8 for strings: a reference)."""
         return self.numpy.itemsize
 
-    @property
+    @cached_property
     def is_float(self) -> bool:
-        return self in _FLOATS
+        return self.value[0] == "f" or self is DType.BF16
 
-    @property
+    @cached_property
     def is_int(self) -> bool:
         return self.value[0] in "iu" and self is not DType.STRING
 
-    @property
+    @cached_property
     def is_signed(self) -> bool:
         return self.value[0] in "ifcb" and self is not DType.BOOL
 
-    @property
+    @cached_property
     def is_complex(self) -> bool:
         return self in (DType.C64, DType.C128)
 
@@ -76,8 +85,15 @@ class DType(Enum):
         """The DType of anything numpy accepts as a dtype (``np.float32``, ``"int8"``, an array's dtype)."""
         if isinstance(dtype, DType):
             return dtype
-        np_dtype = np.dtype(dtype)
+        try:
+            np_dtype = np.dtype(dtype)
+        except TypeError:
+            _extend()  # numpy knows the names of ml_dtypes once that is imported
+            np_dtype = np.dtype(dtype)
         found = _FROM_NUMPY.get(np_dtype)
+        if found is None and np_dtype.kind not in "UST":
+            _extend()
+            found = _FROM_NUMPY.get(np_dtype)
         if found is not None:
             return found
         if np_dtype.kind in "UST":
@@ -88,33 +104,21 @@ class DType(Enum):
         return self.value
 
 
-_TO_NUMPY: dict[DType, np.dtype[Any]] = {
-    DType.BOOL: np.dtype(np.bool_),
-    DType.I2: np.dtype(ml_dtypes.int2),
-    DType.I4: np.dtype(ml_dtypes.int4),
-    DType.I8: np.dtype(np.int8),
-    DType.I16: np.dtype(np.int16),
-    DType.I32: np.dtype(np.int32),
-    DType.I64: np.dtype(np.int64),
-    DType.U2: np.dtype(ml_dtypes.uint2),
-    DType.U4: np.dtype(ml_dtypes.uint4),
-    DType.U8: np.dtype(np.uint8),
-    DType.U16: np.dtype(np.uint16),
-    DType.U32: np.dtype(np.uint32),
-    DType.U64: np.dtype(np.uint64),
-    DType.F16: np.dtype(np.float16),
-    DType.BF16: np.dtype(ml_dtypes.bfloat16),
-    DType.F32: np.dtype(np.float32),
-    DType.F64: np.dtype(np.float64),
-    DType.F8E4M3FN: np.dtype(ml_dtypes.float8_e4m3fn),
-    DType.F8E4M3FNUZ: np.dtype(ml_dtypes.float8_e4m3fnuz),
-    DType.F8E5M2: np.dtype(ml_dtypes.float8_e5m2),
-    DType.F8E5M2FNUZ: np.dtype(ml_dtypes.float8_e5m2fnuz),
-    DType.F8E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),
-    DType.F4E2M1: np.dtype(ml_dtypes.float4_e2m1fn),
-    DType.C64: np.dtype(np.complex64),
-    DType.C128: np.dtype(np.complex128),
-    DType.STRING: np.dtype(object),
-}
-_FROM_NUMPY = {v: k for k, v in _TO_NUMPY.items()}
-_FLOATS = frozenset(d for d in DType if d.value[0] == "f" or d is DType.BF16)
+_PLAIN: dict[str, Any] = {
+    "bool": np.bool_, "i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64, "u8": np.uint8,
+    "u16": np.uint16, "u32": np.uint32, "u64": np.uint64, "f16": np.float16, "f32": np.float32, "f64": np.float64,
+    "c64": np.complex64, "c128": np.complex128, "string": object,
+}  # fmt: skip
+#: Types that ml_dtypes defines, by their name there.
+_EXTENDED = {
+    "i2": "int2", "i4": "int4", "u2": "uint2", "u4": "uint4", "bf16": "bfloat16", "f8e4m3fn": "float8_e4m3fn",
+    "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2": "float8_e5m2", "f8e5m2fnuz": "float8_e5m2fnuz",
+    "f8e8m0fnu": "float8_e8m0fnu", "f4e2m1": "float4_e2m1fn",
+}  # fmt: skip
+_FROM_NUMPY = {DType(name).numpy: DType(name) for name in _PLAIN}
+
+
+@cache
+def _extend() -> None:
+    """Make the types of ml_dtypes known."""
+    _FROM_NUMPY.update({DType(name).numpy: DType(name) for name in _EXTENDED})

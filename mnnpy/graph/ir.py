@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, Union
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mnnpy.errors import ModelError
 from mnnpy.graph.dims import Dim, Shape, SymDim, is_static
@@ -31,7 +30,7 @@ __all__ = [
     "Value",
 ]
 
-Array: TypeAlias = NDArray[Any]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)

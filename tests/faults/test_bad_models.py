@@ -100,8 +100,8 @@ def _tensor(**fields: Any) -> Callable[[onnx.ModelProto], None]:
 DAMAGE: list[tuple[str, Callable[[onnx.ModelProto], Any], str]] = [
     ("no-graph", lambda p: p.ClearField("graph"), "holds no graph"),
     ("no-ir-version", _set("ir_version", 0), "IR version"),
-    ("future-ir-version", _set("ir_version", 999), "IR version 999.*update onnx"),
-    ("future-opset", _set("opset_import[0].version", 999), "opset 999.*update onnx"),
+    ("future-ir-version", _set("ir_version", 999), "IR version 999.*update mnnpy-engine"),
+    ("future-opset", _set("opset_import[0].version", 999), "opset 999.*update mnnpy-engine"),
     ("opset-zero", _set("opset_import[0].version", 0), "opsets start at 1"),
     ("no-opset", lambda p: p.ClearField("opset_import"), "opset_import"),
     ("raw-too-short", _tensor(data_type=F, dims=[2, 1, 2, 2], raw_data=b"1234"), "raw_data has 4 bytes.*needs 32"),

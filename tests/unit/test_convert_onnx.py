@@ -602,5 +602,5 @@ def test_wrong_length_in_a_large_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index", ["0", "-1", "x", ""])
 def test_location_that_pretends_to_be_embedded(tmp_path: Path, index: str) -> None:
-    with pytest.raises(ModelError, match="not a path inside"):
+    with pytest.raises(ModelError, match="not a relative path inside"):
         from_onnx(external(tmp_path, f"\0embedded:{index}"))

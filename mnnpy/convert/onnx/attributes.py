@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-
-import onnx
-from onnx import AttributeProto
+from typing import TYPE_CHECKING, Any
 
 from mnnpy.convert.onnx.emitter import GraphArgument
+from mnnpy.convert.onnx.proto import AttributeKind
 from mnnpy.convert.onnx.schemas import drop_ignored
 from mnnpy.convert.onnx.scope import Scope
 from mnnpy.convert.onnx.tensors import ExternalData, dtype_of, read_sparse, read_tensor, read_type
 from mnnpy.errors import ModelError
 from mnnpy.graph.dtypes import DType
 
+if TYPE_CHECKING:
+    import onnx
+    from onnx import AttributeProto
+
 __all__ = ["attribute_type", "attribute_value", "resolved_attributes"]
 
-_A = AttributeProto
+_A = AttributeKind
 #: INT attributes that hold a TensorProto.DataType; 0 means "not given".
 _ELEMENT_TYPES = frozenset(
     {"dtype", "output_datatype", "output_dtype", "precision", "softmax_precision", "stash_type", "to"}
@@ -107,7 +109,7 @@ def attribute_value(
             return tuple(read_type(t, name, lambda hint: hint, where) for t in a.type_protos)
         case kind:
             raise ModelError(
-                f"{where}: attributes of type {_A.AttributeType.Name(kind) if kind else 'UNDEFINED'} are not supported"
+                f"{where}: attributes of type {_A.NAMES[kind] if 0 <= kind < len(_A.NAMES) else kind} are not supported"
             )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnx import TensorProto
-
 from mnnpy.convert.onnx.conversions import conversion
 from mnnpy.convert.onnx.emitter import Emitter
+from mnnpy.convert.onnx.proto import DATA_TYPES
 from mnnpy.convert.onnx.tensors import dtype_of
 from mnnpy.errors import ModelError
 
@@ -75,7 +74,7 @@ def selu(g: Emitter, x: str, *, alpha: float = 1.6732, gamma: float = 1.0507) ->
 def cast(g: Emitter, x: str, *, to: str) -> Any:
     """The target type is spelt out (``"FLOAT"``)."""
     try:
-        number = TensorProto.DataType.Value(to.upper())
-    except ValueError as error:
+        number = DATA_TYPES[to.upper()]
+    except KeyError as error:
         raise ModelError(f"'{to}' is not an element type") from error
     return g.op("Cast", x, to=dtype_of(number, "attribute 'to'"))

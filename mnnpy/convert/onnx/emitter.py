@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from mnnpy.convert.onnx.scope import Frame, Scope
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, Type, Value
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["Body", "Emitter", "GraphArgument"]
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
+from mnnpy.convert.onnx.proto import IR_VERSION, WireError, parse_model
 from mnnpy.convert.onnx.reader import Reader
 from mnnpy.convert.onnx.schemas import reader_version
 from mnnpy.convert.onnx.tensors import ExternalData
-from mnnpy.convert.onnx.wire import WireError, take_weights
 from mnnpy.errors import MnnpyError, ModelError
 from mnnpy.graph.ir import Graph
 
+if TYPE_CHECKING:
+    import onnx
+
 __all__ = ["from_onnx"]
 
-#: From this size on, weights are taken from the mapped file instead of through the parser.
+#: From this size on, a file is mapped instead of read.
 _LARGE_FILE = 1 << 20
 
 
@@ -39,10 +40,10 @@ def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check
             raise ModelError(f"'{name}' holds no graph: it is not an ONNX model")
         if model.ir_version < 1:
             raise ModelError(f"'{name}' states no IR version: it is not an ONNX model, or it is damaged")
-        if model.ir_version > onnx.IR_VERSION:
+        if model.ir_version > IR_VERSION:
             raise ModelError(
-                f"'{name}' has ONNX IR version {model.ir_version}, the installed {reader_version()} knows up to "
-                f"{onnx.IR_VERSION}; update onnx, or export with an older version"
+                f"'{name}' has ONNX IR version {model.ir_version}, {reader_version()} knows up to "
+                f"{IR_VERSION}; update mnnpy-engine, or export with an older version"
             )
         graph = Reader(model, external, name).read(check_ops)
         graph.check()
@@ -61,8 +62,8 @@ def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check
 
 def _parse(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, ExternalData, str]:
     """The parsed model, its external data, and how errors name it."""
-    if isinstance(source, onnx.ModelProto):
-        return source, ExternalData(None), source.graph.name or "model"
+    if hasattr(source, "ParseFromString"):  # a ModelProto; asking for its class would import onnx
+        return source, ExternalData(None), source.graph.name or "model"  # type: ignore[union-attr, return-value]
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(bytes(source), "model"), ExternalData(None), "model"
     if not isinstance(source, (str, os.PathLike)):
@@ -75,22 +76,13 @@ def _parse(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[on
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"cannot read '{source}': {reason}") from error
-    embedded: list[memoryview] = []
-    skeleton = b""
-    if large:
-        try:
-            skeleton, embedded = take_weights(data)
-        except WireError:
-            embedded = []  # the parser knows best what is wrong
-    return _decode(skeleton or data[:], str(source)), ExternalData(path.parent, embedded), str(source)
+    return _decode(data, str(source)), ExternalData(path.parent), str(source)
 
 
-def _decode(data: bytes, name: str) -> onnx.ModelProto:
-    model = onnx.ModelProto()
+def _decode(data: Any, name: str) -> onnx.ModelProto:
     try:
-        model.ParseFromString(data)
-    except (DecodeError, RuntimeError, ValueError, MemoryError) as error:
+        return parse_model(data)  # type: ignore[no-any-return]
+    except (WireError, MemoryError) as error:
         raise ModelError(
             f"'{name}' is not an ONNX model, is truncated, or nests too deeply ({error}); download or export it again"
         ) from error
-    return model

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import onnx
-from onnx import AttributeProto
-
+from mnnpy.convert.onnx.proto import AttributeKind
 from mnnpy.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["free_names", "graphs_of", "topological"]
 
@@ -17,9 +19,9 @@ def graphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The bodies that a node carries itself."""
     found: list[onnx.GraphProto] = []
     for a in node.attribute:
-        if a.type == AttributeProto.GRAPH or (not a.type and a.HasField("g")):
+        if a.type == AttributeKind.GRAPH or (not a.type and a.HasField("g")):
             found.append(a.g)
-        elif a.type == AttributeProto.GRAPHS:
+        elif a.type == AttributeKind.GRAPHS:
             found.extend(a.graphs)
     return found
 

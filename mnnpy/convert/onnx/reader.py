@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import onnx
+from typing import TYPE_CHECKING, Any
 
 from mnnpy.convert.onnx.attributes import attribute_type, attribute_value, resolved_attributes
-from mnnpy.convert.onnx.conversions import find_conversion, load_conversions
+from mnnpy.convert.onnx.conversions import find_conversion
 from mnnpy.convert.onnx.emitter import Body, Emitter, GraphArgument
 from mnnpy.convert.onnx.order import graphs_of, topological
 from mnnpy.convert.onnx.schemas import highest_opset, is_standard, op_name, reader_version, schema_for
@@ -17,6 +15,9 @@ from mnnpy.convert.onnx.tensors import ExternalData, read_sparse, read_tensor, r
 from mnnpy.decompose.registry import has_op
 from mnnpy.errors import ModelError, UnsupportedOpError
 from mnnpy.graph.ir import Graph, Type, Value
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["Reader"]
 
@@ -46,7 +47,6 @@ class Reader:
         self._used: dict[str, list[str]] = {}  #: our op name → labels of its nodes
         self._undefined: dict[str, list[str]] = {}  #: ops that no ONNX schema defines, in words → labels
         self._sizes: dict[_FunctionKey, int] = {}  #: function → nodes after inlining what it calls
-        load_conversions()
 
     # -- the model --
 
@@ -86,8 +86,8 @@ class Reader:
             newest = highest_opset(domain)
             if newest is not None and entry.version > newest:
                 raise ModelError(
-                    f"{where} uses opset {entry.version} of '{domain or 'ai.onnx'}', the installed {reader_version()} "
-                    f"knows up to {newest}; update onnx, or export the model for opset {newest}"
+                    f"{where} uses opset {entry.version} of '{domain or 'ai.onnx'}', {reader_version()} "
+                    f"knows up to {newest}; update mnnpy-engine, or export the model for opset {newest}"
                 )
             if entry.version < 1:
                 raise ModelError(f"{where} imports opset {entry.version} of '{domain or 'ai.onnx'}'; opsets start at 1")

@@ -1,31 +1,35 @@
-"""ONNX operator schemas: which version of an op is meant, and whether a node fits it."""
+"""ONNX operator schemas: which version of an op is meant, and whether a node fits it.
+
+They lie in ``schemas.txt``, one op a line, since importing onnx takes longer than planning a small model.
+``python -m mnnpy.convert.onnx.schemas`` writes that file anew from the installed onnx; a test keeps the two equal.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import onnx
-from onnx import AttributeProto, defs
-
+from mnnpy.convert.onnx.proto import AttributeKind
 from mnnpy.errors import ModelError
 
-__all__ = ["Schema", "highest_opset", "op_name", "schema_for"]
+if TYPE_CHECKING:
+    from onnx import AttributeProto
+
+__all__ = ["Schema", "highest_opset", "op_name", "reader_version", "schema_for", "schema_table"]
 
 #: Prefix of our op names per ONNX domain.
 _PREFIXES = {"": "", "ai.onnx.ml": "ml.", "ai.onnx.preview": "preview.", "ai.onnx.preview.training": "training."}
 #: Attributes that say nothing: a memory hint of opset 1, without meaning since.
 _IGNORED = frozenset({"consumed_inputs"})
+_KIND_NAMES = dict(enumerate(AttributeKind.NAMES))
+_TABLE = Path(__file__).with_name("schemas.txt")
 
-_A = AttributeProto
-_KIND_NAMES = {number: name for name, number in AttributeProto.AttributeType.items()}
 
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """What the front end needs of an ``onnx.defs.OpSchema``."""
+class Schema(NamedTuple):
+    """What the front end needs of an ONNX schema."""
 
     name: str
     since: int
@@ -35,6 +39,7 @@ class Schema:
     max_inputs: int
     max_outputs: int
     variadic: bool
+    deprecated: bool = False
 
     def check(self, n_inputs: int, n_outputs: int, given: Mapping[str, int], where: str) -> None:
         """Raise ModelError unless arity, attribute names and attribute types fit (ONNX IR, "Nodes")."""
@@ -69,38 +74,92 @@ class Schema:
 
 
 @cache
+def _table() -> tuple[str, dict[str, int], dict[tuple[str, str], str]]:
+    """Version of onnx that the table was made from, newest opset per domain, (domain, op) → its versions."""
+    first, *lines = _TABLE.read_text(encoding="utf-8").splitlines()
+    version, *opsets = first.split()
+    newest = {_domain(name): int(number) for name, _, number in (entry.partition("=") for entry in opsets)}
+    rows = (line.split(" ", 2) for line in lines)
+    return version, newest, {(_domain(domain), op): text for domain, op, text in rows}
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+@cache
+def _versions(domain: str, name: str) -> tuple[Schema, ...]:
+    """All versions of an op, oldest first."""
+    text = _table()[2].get((domain, name))
+    return tuple(_parse(name, entry) for entry in text.split("; ")) if text else ()
+
+
+def _parse(name: str, text: str) -> Schema:
+    """``since inputs outputs flags attribute:kind …`` (``schema_table`` writes it); ``!`` marks what must be given."""
+    since, inputs, outputs, flags, *attributes = text.split(" ")
+    low, _, high = inputs.partition("-")
+    kinds: dict[str, int] = {}
+    required = set()
+    for entry in attributes:
+        key, _, kind = entry.partition(":")
+        kinds[key] = int(kind.rstrip("!"))
+        if kind.endswith("!"):
+            required.add(key)
+    return Schema(
+        name=name,
+        since=int(since),
+        attributes=kinds,
+        required=frozenset(required) - _IGNORED,
+        min_inputs=int(low),
+        max_inputs=int(high),
+        max_outputs=int(outputs),
+        variadic="v" in flags,
+        deprecated="d" in flags,
+    )
+
+
+def schema_table() -> str:
+    """The text of ``schemas.txt`` for the installed onnx."""
+    import onnx
+    from onnx import defs
+
+    newest = {"ai.onnx": defs.onnx_opset_version(), "ai.onnx.ml": defs.onnx_ml_opset_version()}
+    rows: dict[tuple[str, str], list[Any]] = {}
+    for found in defs.get_all_schemas_with_history():
+        domain = found.domain or "ai.onnx"
+        if _domain(domain) not in _PREFIXES:
+            continue
+        if domain not in ("ai.onnx", "ai.onnx.ml"):
+            newest[domain] = max(newest.get(domain, 1), found.since_version)
+        rows.setdefault((domain, found.name), []).append(found)
+    lines = [f"{onnx.__version__} " + " ".join(f"{domain}={number}" for domain, number in newest.items())]
+    for (domain, name), versions in sorted(rows.items()):
+        texts = (_format(v) for v in sorted(versions, key=lambda v: v.since_version))
+        lines.append(f"{domain} {name} " + "; ".join(texts))
+    return "\n".join(lines) + "\n"
+
+
+def _format(found: Any) -> str:
+    from onnx import defs
+
+    variadic = bool(found.inputs) and found.inputs[-1].option == defs.OpSchema.FormalParameterOption.Variadic
+    flags = ("v" if variadic else "") + ("d" if found.deprecated else "") or "-"
+    attributes = (
+        f"{key}:{int(a.type.value)}{'!' * bool(a.required)}" for key, a in sorted(found.attributes.items())
+    )
+    head = f"{found.since_version} {found.min_input}-{found.max_input} {found.max_output} {flags}"
+    return " ".join((head, *attributes))
+
+
+@cache
 def schema_for(domain: str, name: str, opset: int) -> Schema | None:
     """The schema in force at *opset*, or None where ONNX does not define the op there.
 
     An op that was withdrawn (``Upsample``, ``Scatter``) keeps its last living version: models in the wild still use it.
     """
-    found = _get_schema(domain, name, opset)
-    if found is None:
-        return None
-    living: defs.OpSchema | None = found
-    while living is not None and living.deprecated:
-        living = _get_schema(domain, name, living.since_version - 1)
-    found = living or found  # GroupNormalization-18 was withdrawn as a version, there is none before it
-    variadic = bool(found.inputs) and found.inputs[-1].option == defs.OpSchema.FormalParameterOption.Variadic
-    # The stub of AttrType hides that it is an enum.
-    kinds = {key: int(a.type.value) for key, a in found.attributes.items()}  # type: ignore[attr-defined]
-    return Schema(
-        name=found.name,
-        since=found.since_version,
-        attributes=kinds,
-        required=frozenset(k for k, a in found.attributes.items() if a.required) - _IGNORED,
-        min_inputs=found.min_input,
-        max_inputs=found.max_input,
-        max_outputs=found.max_output,
-        variadic=variadic,
-    )
-
-
-def _get_schema(domain: str, name: str, opset: int) -> defs.OpSchema | None:
-    try:
-        return defs.get_schema(name, opset, domain)
-    except defs.SchemaError:
-        return None
+    known = [v for v in _versions(domain, name) if v.since <= opset]
+    # GroupNormalization-18 was withdrawn as a version, there is none before it: then the withdrawn one counts.
+    return next((v for v in reversed(known) if not v.deprecated), known[-1] if known else None)
 
 
 def op_name(domain: str, op: str) -> str:
@@ -114,17 +173,9 @@ def is_standard(domain: str) -> bool:
     return domain in _PREFIXES
 
 
-@cache
 def highest_opset(domain: str) -> int | None:
-    """The newest opset of a standard domain that the installed onnx defines; None for foreign domains."""
-    if domain == "":
-        return int(defs.onnx_opset_version())
-    if domain == "ai.onnx.ml":
-        return int(defs.onnx_ml_opset_version())
-    if not is_standard(domain):
-        return None
-    newest = max((s.since_version for s in defs.get_all_schemas_with_history() if s.domain == domain), default=1)
-    return max(newest, 1)
+    """The newest opset of a standard domain that mnnpy knows; None for foreign domains."""
+    return _table()[1].get(domain, 1) if is_standard(domain) else None
 
 
 def drop_ignored(attributes: Iterable[AttributeProto]) -> list[AttributeProto]:
@@ -133,5 +184,9 @@ def drop_ignored(attributes: Iterable[AttributeProto]) -> list[AttributeProto]:
 
 
 def reader_version() -> str:
-    """How errors name the library that defines what can be read."""
-    return f"onnx {onnx.__version__}"
+    """How errors name the version of ONNX that can be read."""
+    return f"ONNX {_table()[0]}"
+
+
+if __name__ == "__main__":
+    _TABLE.write_text(schema_table(), encoding="utf-8")

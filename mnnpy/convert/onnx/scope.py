@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from onnx import AttributeProto
+from typing import TYPE_CHECKING
 
 from mnnpy.decompose.infer import Operand, UnknownTypeError, infer, operand_of
 from mnnpy.errors import MnnpyError, ModelError
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Node, TensorType, Type, Value
+
+if TYPE_CHECKING:
+    from onnx import AttributeProto
 
 __all__ = ["Frame", "Names", "Scope"]
 

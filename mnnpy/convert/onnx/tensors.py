@@ -8,24 +8,27 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto
 
-from mnnpy.convert.onnx.wire import EMBEDDED
+from mnnpy.convert.onnx.proto import DATA_TYPES
+from mnnpy.convert.onnx.schemas import reader_version
 from mnnpy.errors import ModelError
 from mnnpy.graph.dims import Dim, sym
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, MapType, OptionalType, SequenceType, TensorType, Type
 
+if TYPE_CHECKING:
+    import onnx
+    from onnx import TensorProto
+
 __all__ = ["ExternalData", "dtype_of", "onnx_number", "read_sparse", "read_tensor", "read_type"]
 
-#: ONNX name → DType. The newest ones are missing in older releases of onnx.
+#: ONNX name → DType.
 _DTYPE_NAMES: dict[str, DType] = {
     "FLOAT": DType.F32,
     "UINT8": DType.U8,
@@ -54,11 +57,7 @@ _DTYPE_NAMES: dict[str, DType] = {
     "UINT2": DType.U2,
     "INT2": DType.I2,
 }
-_DTYPES: dict[int, DType] = {
-    TensorProto.DataType.Value(name): dtype
-    for name, dtype in _DTYPE_NAMES.items()
-    if name in TensorProto.DataType.keys()  # noqa: SIM118 - a protobuf enum, not a mapping
-}
+_DTYPES = {DATA_TYPES[name]: dtype for name, dtype in _DTYPE_NAMES.items()}
 _NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
 #: Bits of the types that files pack several to a byte.
 _PACKED = {DType.U4: 4, DType.I4: 4, DType.F4E2M1: 4, DType.U2: 2, DType.I2: 2}
@@ -72,6 +71,8 @@ _FIELDS: dict[DType, str] = {
     DType.U32: "uint64_data",
     DType.U64: "uint64_data",
 }
+#: ``TensorProto.DataLocation.EXTERNAL``
+_EXTERNAL = 1
 #: Names of sizes that are none.
 _UNKNOWN = frozenset({"None", "-1", "*", "unk", "unknown", "N/A"})
 #: A sparse tensor is densified; nobody means a weight larger than this.
@@ -84,7 +85,7 @@ def dtype_of(number: int, where: str) -> DType:
     """The DType of a ``TensorProto.DataType`` number."""
     found = _DTYPES.get(number)
     if found is None:
-        raise ModelError(f"{where}: element type number {number} is not one that ONNX {onnx.__version__} defines")
+        raise ModelError(f"{where}: element type number {number} is not one that {reader_version()} defines")
     return found
 
 
@@ -100,17 +101,14 @@ class ExternalData:
     leave the folder through symbolic links.
     """
 
-    def __init__(self, folder: Path | None, embedded: Sequence[memoryview] = ()) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._embedded = embedded  #: large tensors of the model file itself, kept from the parser
         self._maps: dict[Path, tuple[mmap.mmap | bytes, int]] = {}
 
     def read(self, tensor: TensorProto, expected: int, where: str) -> memoryview:
         """The *expected* bytes of one external tensor, without copying."""
         entries = {e.key: e.value for e in tensor.external_data}
         location = entries.get("location", "")
-        if location.startswith(EMBEDDED):
-            return self._own(location, expected, where)
         data, size = self._open(location, where)
         try:
             offset, length = int(entries.get("offset") or 0), int(entries.get("length") or expected)
@@ -124,15 +122,6 @@ class ExternalData:
                 "the file is truncated or belongs to another model"
             )
         return memoryview(data)[offset : offset + length]
-
-    def _own(self, location: str, expected: int, where: str) -> memoryview:
-        index = location.removeprefix(EMBEDDED)
-        if not index.isdecimal() or int(index) >= len(self._embedded):
-            raise ModelError(f"{where}: {location!r} is not a path inside the model's folder")
-        raw = self._embedded[int(index)]
-        if len(raw) != expected:
-            raise ModelError(f"{where}: raw_data has {len(raw)} bytes, shape and type need {expected}")
-        return raw
 
     def _open(self, location: str, where: str) -> tuple[mmap.mmap | bytes, int]:
         path = self._resolve(location, where)
@@ -187,7 +176,7 @@ def read_tensor(tensor: TensorProto, external: ExternalData, where: str) -> Arra
     count = prod(shape)
     bits = _PACKED.get(dtype)
     width = -(-count * bits // 8) if bits else count * dtype.itemsize
-    if tensor.data_location == TensorProto.EXTERNAL:
+    if tensor.data_location == _EXTERNAL:
         return _from_bytes(external.read(tensor, width, where), dtype, shape)
     if tensor.HasField("raw_data"):
         raw = tensor.raw_data
@@ -301,7 +290,7 @@ def read_type(proto: onnx.TypeProto, name: str, fresh: Callable[[str], str], whe
     inner: Callable[[onnx.TypeProto], Type | None] = lambda p: read_type(p, name, fresh, where, depth + 1)  # noqa: E731
     if kind in ("tensor_type", "sparse_tensor_type"):
         tensor = getattr(proto, kind)
-        if tensor.elem_type == TensorProto.UNDEFINED:
+        if tensor.elem_type == DATA_TYPES["UNDEFINED"]:
             return None
         dtype = dtype_of(tensor.elem_type, where)
         if not tensor.HasField("shape"):
