@@ -26,6 +26,7 @@ GROUP = "mnnpy.backends"
 #: The same lines as in pyproject.toml, so that a checkout works without being installed.
 BUILT_IN = {
     "cpu": "mnnpy.backends.cpu.provider:CpuBackend",
+    "opencl": "mnnpy.backends.opencl.provider:OpenCLBackend",
     "null": "mnnpy.backends.null.provider:NullBackend",
     "reference": "mnnpy.backends.reference.provider:ReferenceBackend",
 }

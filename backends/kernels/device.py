@@ -1,0 +1,102 @@
+"""The device that all kernel backends share: supports by lowering, compile by passes, templates and recording."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mnnpy.backends.analytic import moved_bytes, node_flops
+from mnnpy.backends.base import Candidate, DeviceInfo, NodeView, Program, Segment, Support
+from mnnpy.backends.kernels.driver import Driver
+from mnnpy.backends.kernels.lowering import TEMPLATES, Declined, Lowering
+from mnnpy.backends.kernels.passes import lower_graph
+from mnnpy.backends.kernels.program import KernelProgram
+from mnnpy.errors import BackendError
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array, Graph, TensorType, Value
+
+__all__ = ["KernelDevice"]
+
+
+class KernelDevice:
+    """A device behind a ``Driver``."""
+
+    def __init__(self, info: DeviceInfo, driver: Driver) -> None:
+        from mnnpy.backends.kernels import templates
+
+        templates.load()
+        self.info = info
+        self.driver = driver
+        self._known: dict[Any, Support] = {}
+
+    def supports(self, view: NodeView) -> Support:
+        """Lowers the node alone; answers are remembered by op, attributes and types."""
+        node = view.node
+        if node.op not in TEMPLATES:
+            return Support(False, f"'{node.op}' has no kernel template")
+        for name, t in (*zip(node.inputs, view.inputs, strict=True), *zip(node.outputs, view.outputs, strict=True)):
+            if name and (t is None or not t.is_static):
+                return Support(False, "an operand is not a tensor of static type")
+            if name and t is not None and (t.dtype is DType.STRING or t.dtype.is_complex):
+                return Support(False, f"no kernels for {t.dtype}")
+        try:
+            key = (node.op, tuple(node.attrs.items()), view.inputs, view.outputs, frozenset(view.constants))
+            if key in self._known:
+                return self._known[key]
+        except TypeError:
+            key = None
+        types = {n: t for n, t in zip(node.inputs, view.inputs, strict=True) if n and t is not None}
+        types |= {n: t for n, t in zip(node.outputs, view.outputs, strict=True) if n and t is not None}
+        answer = Support(True)
+        try:
+            Lowering(self.driver.caps, types, view.constants).node(node)
+        except Declined as reason:
+            answer = Support(False, str(reason))
+        if key is not None:
+            self._known[key] = answer
+        return answer
+
+    def candidates(self, view: NodeView) -> list[Candidate]:
+        """The default lowering with its analytic cost and number of launches."""
+        types = {n: t for n, t in zip(view.node.inputs, view.inputs, strict=True) if n and t is not None}
+        types |= {n: t for n, t in zip(view.node.outputs, view.outputs, strict=True) if n and t is not None}
+        work = Lowering(self.driver.caps, types, view.constants)
+        try:
+            work.node(view.node)
+        except Declined:
+            return []
+        return [Candidate("default", node_flops(view), moved_bytes(view), max(1, len(work.steps)))]
+
+    def compile(self, segment: Segment) -> Program:
+        """Passes, templates, memory plan, recording. Raises BackendError naming node and reason."""
+        graph = lower_graph(segment.graph, segment.optimize, self.driver.caps)
+        work = Lowering(self.driver.caps, _tensor_types(graph), graph.constants, segment.precision)
+        for node in graph.nodes:
+            try:
+                work.node(node)
+            except Declined as reason:
+                raise BackendError(
+                    f"backend '{self.info.backend}' cannot run node '{node.label}' ({node.op}): {reason}; "
+                    "list another backend behind it"
+                ) from reason
+        return KernelProgram(self.driver, graph, work)
+
+    def upload(self, array: Array) -> Array:
+        return np.ascontiguousarray(array)
+
+    def download(self, buffer: Any) -> Array:
+        return np.asarray(buffer)
+
+    def synchronize(self) -> None:
+        self.driver.synchronize()
+
+
+def _tensor_types(graph: Graph) -> dict[str, TensorType]:
+    types = {n: t for n, t in graph.types.items() if isinstance(t, TensorType)}
+    for name, array in graph.constants.items():
+        types.setdefault(name, TensorType(DType.of(array), tuple(array.shape)))
+    for v in graph.inputs:
+        if isinstance(v, Value) and isinstance(v.type, TensorType):
+            types.setdefault(v.name, v.type)
+    return types

@@ -1,0 +1,101 @@
+"""The narrow interface between the shared device and an executor: memory, compiled kernels, recorded launches.
+
+An executor (OpenCL, Vulkan, CUDA, Metal) implements ``Driver`` and nothing else; it knows no op and no template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mnnpy.backends.kernels.ir import Kernel
+from mnnpy.graph.ir import Array
+
+__all__ = ["Binding", "Caps", "Driver", "Launch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What a device has. *features*: see ``Kernel.features``; sizes in bytes."""
+
+    features: frozenset[str] = frozenset()
+    max_group: int = 256
+    local_memory: int = 32 << 10
+    max_buffer: int = 128 << 20  #: largest range that one binding may cover
+    alignment: int = 256  #: of offsets into the arena
+    lanes: int = 1  #: widest vector that pays; above 4 the device is a CPU that wants explicit vectors
+    cpu_like: bool = False  #: local memory and barriers cost more than they save
+    unified: bool = False  #: host and device share memory
+    subgroup: int = 0
+    units: int = 1  #: compute units
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Bytes *offset* … *offset + size* of a device allocation."""
+
+    memory: Any
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A compiled kernel, its buffers in the kernel's order, scalars, and the number of work groups."""
+
+    kernel: Any
+    buffers: tuple[Binding, ...]
+    scalars: tuple[int | float, ...]
+    groups: tuple[int, int, int]
+
+
+class Driver(Protocol):
+    """An opened device. Methods raise BackendError with the driver's own words; nothing is printed."""
+
+    caps: Caps
+
+    def allocate(self, size: int) -> Any:
+        """Device memory of *size* bytes. Raises BackendError where there is none left."""
+        ...
+
+    def free(self, memory: Any) -> None: ...
+
+    def upload(self, target: Binding, array: Array) -> None:
+        """Copy a contiguous array to the device (ordered before later submissions)."""
+        ...
+
+    def download(self, source: Binding, array: Array) -> None:
+        """Copy into a contiguous array once everything submitted before is done."""
+        ...
+
+    def compile(self, kernels: Sequence[Kernel]) -> list[Any]:
+        """Build kernels (cached in memory and, where the API can, on disk by source and driver version).
+
+        Raises BackendError with source name and build log.
+        """
+        ...
+
+    def record(self, launches: Sequence[Launch]) -> Any:
+        """Prepare launches to be submitted many times, each seeing what the ones before wrote."""
+        ...
+
+    def submit(self, recording: Any) -> None:
+        """Start a recording; returns at once."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything submitted is done; raises BackendError where the device was lost."""
+        ...
+
+    def time(self, recording: Any) -> list[float]:
+        """Seconds of each launch of one submission, by the device's timer where there is one, in order."""
+        ...
+
+    def release(self, recording: Any) -> None: ...
+
+    @property
+    def allocated(self) -> int:
+        """Bytes allocated and not freed."""
+        ...

@@ -1,0 +1,147 @@
+"""From nodes to launches: one template per atomic op, found in a registry, writes kernels for a device's capabilities.
+
+A template is ``def reduce(work: Lowering, node: Node) -> None``, registered with ``@template("Reduce")``. It builds
+kernels and calls ``work.launch``; what it cannot do it refuses by ``raise Declined("reason")``. Whether a device
+supports a node is asked by lowering the node alone, so can-run and runs never differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from mnnpy.backends.kernels.driver import Caps
+from mnnpy.backends.kernels.ir import Kernel
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array, Node, TensorType
+
+__all__ = ["TEMPLATES", "Declined", "Lowering", "Step", "template"]
+
+
+class Declined(Exception):  # noqa: N818  (an answer, not an error)
+    """A template does not do this; the text is the reason that users read."""
+
+
+Template = Callable[["Lowering", Node], None]
+TEMPLATES: dict[str, Template] = {}
+
+
+def template(op: str) -> Callable[[Template], Template]:
+    """Register the template of an op (an atomic one, or a composite that the kernels then claim)."""
+
+    def register(fn: Template) -> Template:
+        if op in TEMPLATES:
+            raise ValueError(f"op '{op}' has two templates")
+        TEMPLATES[op] = fn
+        return fn
+
+    return register
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One launch before memory is planned: buffers are names of values."""
+
+    node: Node
+    kernel: Kernel
+    buffers: tuple[str, ...]
+    scalars: tuple[int | float, ...]
+    groups: tuple[int, int, int]
+    writes: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Lowering:
+    """The steps of a graph as they grow, with the types of its values."""
+
+    caps: Caps
+    types: dict[str, TensorType]
+    constants: Mapping[str, Array]
+    precision: str = "normal"
+    steps: list[Step] = field(default_factory=list)
+    added: dict[str, Array] = field(default_factory=dict)  #: constants made by templates (packed weights, tables)
+    views: dict[str, str] = field(default_factory=dict)  #: value → the value whose memory it is
+    algorithms: Mapping[str, str] = field(default_factory=dict)  #: node name → algorithm that was chosen
+    _count: int = 0
+
+    def node(self, node: Node) -> None:
+        """Lower one node; raises Declined."""
+        found = TEMPLATES.get(node.op)
+        if found is None:
+            raise Declined(f"'{node.op}' has no kernel template")
+        before = len(self.steps)
+        found(self, node)
+        for step in self.steps[before:]:
+            missing = step.kernel.features() - self.caps.features
+            if missing:
+                raise Declined(
+                    f"the device lacks {', '.join(sorted(missing))}, which kernel '{step.kernel.name}' needs"
+                )
+
+    # -- what templates ask --
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.types[name].shape or ())  # type: ignore[arg-type]
+
+    def dtype(self, name: str) -> DType:
+        return self.types[name].dtype
+
+    def count(self, name: str) -> int:
+        return prod(self.shape(name))
+
+    def temporary(self, dtype: DType, shape: Sequence[int], hint: str = "tmp") -> str:
+        """A value of the template's own; its memory is planned like any other."""
+        self._count += 1
+        name = f"{hint}#{len(self.steps)}.{self._count}"
+        self.types[name] = TensorType(dtype, tuple(shape))
+        return name
+
+    def constant(self, array: Array, hint: str = "table") -> str:
+        """A constant of the template's own (uploaded once)."""
+        self._count += 1
+        name = f"{hint}#{len(self.steps)}.{self._count}"
+        self.types[name] = TensorType(DType.of(array), tuple(array.shape))
+        self.added[name] = array
+        return name
+
+    def view(self, name: str, source: str) -> None:
+        """*name* is the memory of *source* under another shape or type: no launch."""
+        self.views[name] = source
+
+    def launch(
+        self,
+        node: Node,
+        kernel: Kernel,
+        buffers: Mapping[str, str],
+        groups: int | tuple[int, int, int],
+        scalars: Mapping[str, int | float] | None = None,
+    ) -> None:
+        """Append a launch: *buffers* maps the kernel's buffer names to values, *groups* counts work groups."""
+        wanted = [b.name for b in kernel.buffers]
+        if set(buffers) != set(wanted):
+            raise ValueError(f"kernel '{kernel.name}' takes buffers {wanted}, given {sorted(buffers)}")
+        given = scalars or {}
+        size = (groups, 1, 1) if isinstance(groups, int) else groups
+        if min(size) < 1:
+            return  # nothing to do: an empty tensor
+        for b in kernel.buffers:
+            nbytes = self.count(buffers[b.name]) * b.dtype.itemsize
+            if nbytes > self.caps.max_buffer:
+                raise Declined(
+                    f"'{buffers[b.name]}' has {nbytes} bytes, a binding of this device reaches {self.caps.max_buffer}"
+                )
+        self.steps.append(
+            Step(
+                node,
+                kernel,
+                tuple(buffers[n] for n in wanted),
+                tuple(given[n] for n, _ in kernel.scalars),
+                size,
+                tuple(buffers[b.name] for b in kernel.buffers if "w" in b.access),
+            )
+        )
+
+    def grid(self, count: int, local: int = 64) -> int:
+        """Work groups that cover *count* items."""
+        return -(-count // local)

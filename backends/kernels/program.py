@@ -1,0 +1,202 @@
+"""A segment on a device: memory planned once, launches recorded once, submitted many times."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mnnpy.backends.cpu.memory import Interval, place
+from mnnpy.backends.kernels.driver import Binding, Driver, Launch
+from mnnpy.backends.kernels.lowering import Lowering, Step
+from mnnpy.graph.ir import Array, Graph, TensorType
+
+__all__ = ["KernelProgram"]
+
+
+class KernelProgram:
+    """Steps with their memory. Inputs are uploaded, outputs downloaded; everything between stays on the device.
+
+    Memory: one allocation for constants, one arena for inputs, intermediates and outputs.
+    """
+
+    def __init__(self, driver: Driver, graph: Graph, work: Lowering) -> None:
+        self._driver = driver
+        self._graph = graph
+        self._steps = work.steps
+        self._types = work.types
+        self._lock = threading.Lock()
+        self._memory: list[Any] = []
+        self._recording: Any = None
+        self._closed = False
+        constants = {**{n: graph.constants[n] for n in _read(work.steps, graph) if n in graph.constants}, **work.added}
+        self._aliases = work.views  # value → the value whose memory it is
+        try:
+            handles = _compile(driver, work.steps)
+            self._weights, places = self._place_constants(constants)
+            self._arena, more = self._place_arena(set(constants))
+            places.update(more)
+            self._places = places
+            launches = [self._launch(s, h, places) for s, h in zip(work.steps, handles, strict=True)]
+            self._recording = driver.record(launches)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- memory --
+
+    def _allocate(self, size: int) -> Any:
+        memory = self._driver.allocate(max(size, self._driver.caps.alignment))
+        self._memory.append(memory)
+        return memory
+
+    def _place_constants(self, constants: Mapping[str, Array]) -> tuple[int, dict[str, Binding]]:
+        places: dict[str, Binding] = {}
+        align = self._driver.caps.alignment
+        offset = 0
+        sizes: dict[str, int] = {}
+        for name, array in constants.items():
+            sizes[name] = offset
+            offset += _round(array.nbytes, align)
+        memory = self._allocate(offset)
+        for name, array in constants.items():
+            if name in self._aliases:
+                continue
+            places[name] = Binding(memory, sizes[name], array.nbytes)
+            if array.nbytes:
+                self._driver.upload(places[name], np.ascontiguousarray(array))
+        return offset, places
+
+    def _place_arena(self, constants: set[str]) -> tuple[int, dict[str, Binding]]:
+        """Inputs live from the start, outputs to the end, others from first write to last use."""
+        last = len(self._steps)
+        first_use: dict[str, int] = {self._root(n): -1 for n in self._graph.input_names}
+        last_use: dict[str, int] = {self._root(n): -1 for n in self._graph.input_names}
+        for k, step in enumerate(self._steps):
+            for name in step.buffers:
+                root = self._root(name)
+                if root in constants:
+                    continue
+                first_use.setdefault(root, k)
+                last_use[root] = k
+        for name in self._graph.output_names:
+            root = self._root(name)
+            if root not in constants:
+                first_use.setdefault(root, last)
+                last_use[root] = last
+        align = self._driver.caps.alignment
+        intervals = [Interval(n, _round(self._bytes(n), align), first_use[n], last_use[n]) for n in first_use]
+        offsets, total = place(intervals)
+        memory = self._allocate(total)
+        return total, {n: Binding(memory, offsets[n], self._bytes(n)) for n in first_use}
+
+    def _root(self, name: str) -> str:
+        while name in self._aliases:
+            name = self._aliases[name]
+        return name
+
+    def _bytes(self, name: str) -> int:
+        t = self._types[name]
+        return prod(_static(t)) * t.dtype.itemsize
+
+    def _launch(self, step: Step, handle: Any, places: Mapping[str, Binding]) -> Launch:
+        buffers = tuple(places[self._root(n)] for n in step.buffers)
+        return Launch(handle, buffers, step.scalars, step.groups)
+
+    # -- running --
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run on arrays; returns new arrays. One call at a time uses the device memory of a program."""
+        with self._lock:
+            self._feed(inputs)
+            self._driver.submit(self._recording)
+            return self._fetch()
+
+    def _feed(self, inputs: Sequence[Any]) -> None:
+        for name, value in zip(self._graph.input_names, inputs, strict=True):
+            place_ = self._places.get(self._root(name))
+            if place_ is not None and place_.size:
+                self._driver.upload(place_, np.ascontiguousarray(value))
+
+    def _fetch(self) -> list[Any]:
+        results: list[Any] = []
+        for name in self._graph.output_names:
+            t = self._types[name]
+            array = np.empty(_static(t), t.dtype.numpy)
+            if array.nbytes:
+                self._driver.download(self._places[self._root(name)], array)
+            results.append(array)
+        return results
+
+    def time(self, inputs: Sequence[Any]) -> float:
+        """Wall seconds of one run without transfers."""
+        with self._lock:
+            self._feed(inputs)
+            self._driver.synchronize()
+            begin = time.perf_counter()
+            self._driver.submit(self._recording)
+            self._driver.synchronize()
+            return time.perf_counter() - begin
+
+    def profile(self, inputs: Sequence[Any]) -> list[tuple[str, str, str, float, float]]:
+        """One run, launch by launch: (op, node, kernel, start seconds, duration seconds)."""
+        with self._lock:
+            self._feed(inputs)
+            found, at = [], 0.0
+            for step, seconds in zip(self._steps, self._driver.time(self._recording), strict=True):
+                found.append((step.node.op, step.node.label, step.kernel.name, at, seconds))
+                at += seconds
+            return found
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row per launch."""
+        rows = []
+        for step in self._steps:
+            t = self._types.get(step.writes[0]) if step.writes else None
+            shape = t.shape if isinstance(t, TensorType) else None
+            rows.append({"op": step.node.op, "node": step.node.label, "algorithm": step.kernel.name, "shape": shape})
+        return rows
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes by purpose."""
+        return {"arena": self._arena, "weights": self._weights, "scratch": 0}
+
+    def close(self) -> None:
+        """Give the device memory back."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._recording is not None:
+            self._driver.release(self._recording)
+            self._recording = None
+        while self._memory:
+            self._driver.free(self._memory.pop())
+
+    def __del__(self) -> None:
+        if not self.__dict__.get("_closed", True):
+            self.close()
+
+
+def _static(t: TensorType) -> tuple[int, ...]:
+    assert t.is_static
+    return tuple(t.shape or ())  # type: ignore[arg-type]
+
+
+def _round(size: int, align: int) -> int:
+    return (size + align - 1) // align * align
+
+
+def _read(steps: Sequence[Step], graph: Graph) -> set[str]:
+    return {n for s in steps for n in s.buffers} | set(graph.output_names)
+
+
+def _compile(driver: Driver, steps: Sequence[Step]) -> list[Any]:
+    """Handles in step order; kernels that are the same object are compiled once."""
+    distinct = list({id(s.kernel): s.kernel for s in steps}.values())
+    built = dict(zip(map(id, distinct), driver.compile(distinct), strict=True))
+    return [built[id(s.kernel)] for s in steps]
