@@ -265,10 +265,14 @@ def _erf_gelus() -> Iterator[Call]:
 
 def _tanh_gelus() -> Iterator[Call]:
     """½ · x · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
-    x = _x()
-    cubes = (Call("Pow", (x, Number(3.0))), Call("Mul", (Call("Mul", (x, x)), x)))
+    x, small = _x(), Number(0.044715)
+    cubes = (
+        Call("Mul", (Call("Pow", (x, Number(3.0))), small)),
+        Call("Mul", (Call("Mul", (Call("Mul", (x, x)), x)), small)),
+        Call("Mul", (x, Call("Mul", (x, Call("Mul", (x, small)))))),
+    )
     for cube in cubes:
-        inner = Call("Add", (x, Call("Mul", (cube, Number(0.044715)))))
+        inner = Call("Add", (x, cube))
         one_plus = Call("Add", (Call("Tanh", (Call("Mul", (inner, Number(sqrt(2.0 / pi)))),)), Number(1.0)))
         yield Call("Mul", (Call("Mul", (x, one_plus)), Number(0.5)))
         yield Call("Mul", (x, Call("Mul", (one_plus, Number(0.5)))))

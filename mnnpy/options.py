@@ -13,7 +13,7 @@ __all__ = ["OPTIMIZATIONS", "Options"]
 
 #: Optimisations that can be switched off one by one; results do not depend on them beyond rounding.
 OPTIMIZATIONS = frozenset(
-    {"patterns", "merge_vertical", "merge_horizontal", "cse", "layout", "fuse_attention", "fuse_epilogue",
+    {"patterns", "merge_vertical", "merge_horizontal", "cse", "layout", "fuse_attention", "factor", "fuse_epilogue",
      "merge_matmul", "fuse_norm", "fuse_elementwise", "in_place"}
 )  # fmt: skip
 PRECISIONS = ("high", "normal", "low")

@@ -252,3 +252,42 @@ def volume_conv() -> tuple[onnx.ModelProto, Feeds]:
     y = n.op("MaxPool", y, kernel_shape=[2, 2, 2], strides=[2, 2, 2])
     y = n.op("Add", n.op("Conv", y, n.w(8, 8, 1, 1, 1)), y)
     return n.finish(n.op("GlobalAveragePool", y), n.op("AveragePool", y, kernel_shape=[2, 2, 2]))
+
+
+@model
+def attention_unit() -> tuple[onnx.ModelProto, Feeds]:
+    """Deep Interest Network: columns that depend on one another, and a weighted sum."""
+    n = Net(40)
+    behaviours, target = n.input(1, 20, 8), n.input(1, 8)
+    wide = n.op("Expand", n.op("Unsqueeze", target, n.ints(1)), n.ints(1, 20, 8))
+    columns = [behaviours, wide, n.op("Sub", behaviours, wide), n.op("Mul", behaviours, wide)]
+    y = n.op("Sigmoid", n.op("Add", n.op("MatMul", n.op("Concat", *columns, axis=2), n.w(32, 12)), n.w(12)))
+    weights = n.op("Softmax", n.op("MatMul", y, n.w(12, 1)), axis=1)
+    kept = n.op("ReduceSum", n.op("Mul", behaviours, weights), n.ints(1), keepdims=1)
+    short = n.op("ReduceSum", n.op("Mul", weights, behaviours), n.ints(1), keepdims=0)
+    again = n.op("MatMul", n.op("Concat", behaviours, n.op("Add", wide, behaviours), wide, axis=2), n.w(24, 5))
+    return n.finish(kept, n.op("Concat", short, target, axis=1), again)
+
+
+@model
+def one_hot_rows() -> tuple[onnx.ModelProto, Feeds]:
+    """Rows of a matrix chosen by comparison with 0, 1, 2 …; some choices are out of range."""
+    n = Net(41)
+    x = n.op("Cast", n.op("Mul", n.input(3, 40), n.const(4.0)), to=TensorProto.INT32)
+    hot = n.op("Equal", n.op("Unsqueeze", x, n.ints(2)), n.const(np.arange(7).reshape(1, 1, 7), np.int32))
+    y = n.op("MatMul", n.op("Cast", hot, to=TensorProto.FLOAT), n.w(7, 12))
+    return n.finish(n.op("Relu", n.op("Add", y, n.w(12))))
+
+
+@model
+def convolutions_in_one_dimension() -> tuple[onnx.ModelProto, Feeds]:
+    """Epilogues behind a change of shape, an axis of size 1 taken out, GELU with its cube from the right."""
+    n = Net(42)
+    x = n.input(2, 6, 30)
+    y = n.op("Relu", n.bn(n.op("Conv", x, n.w(10, 6, 3), pads=[1, 1]), 10))
+    y = n.op("Conv", n.op("Unsqueeze", y, n.ints(3)), n.w(12, 10, 5, 1), n.w(12))
+    y = n.op("Add", n.op("Squeeze", y, n.ints(3)), n.w(1, 12, 1))
+    cube = n.op("Mul", y, n.op("Mul", y, n.op("Mul", n.const(0.044715), y)))
+    tanh = n.op("Tanh", n.op("Mul", n.const(np.sqrt(2 / np.pi)), n.op("Add", y, cube)))
+    y = n.op("Mul", y, n.op("Mul", n.const(0.5), n.op("Add", n.const(1.0), tanh)))
+    return n.finish(n.op("ReduceMax", y, axes=[2], keepdims=1), n.op("Add", y, y))

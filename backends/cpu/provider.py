@@ -133,7 +133,7 @@ class CpuDevice:
         from mnnpy.backends.cpu.program import build_program
         from mnnpy.backends.cpu.select import select_algorithms
 
-        graph = lower(segment.graph, segment.optimize)
+        graph = lower(segment.graph, segment.optimize, segment.precision)
         graph, choices = select_algorithms(
             graph, segment.precision, segment.threads, segment.tuning, segment.algorithms
         )
@@ -149,9 +149,10 @@ class CpuDevice:
         return None
 
 
-def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
+def lower(graph: Graph, optimize: frozenset[str], precision: str = "normal") -> Graph:
     """All passes between a segment and its native program."""
     from mnnpy.backends.cpu.passes.attention import fuse_attention
+    from mnnpy.backends.cpu.passes.factor import factor_concat, gather_one_hot, sums_as_products
     from mnnpy.backends.cpu.passes.fuse import fuse_elementwise, fuse_epilogues
     from mnnpy.backends.cpu.passes.layout import to_channels_last
     from mnnpy.backends.cpu.passes.merge_matmul import merge_projections
@@ -167,6 +168,9 @@ def lower(graph: Graph, optimize: frozenset[str]) -> Graph:
         graph = tidy(constant_gathers(graph), optimize & {"merge_vertical", "merge_horizontal"})
     if "fuse_attention" in optimize:
         graph = tidy(fuse_attention(prune(graph)), optimize & {"merge_vertical", "merge_horizontal"})
+    if "factor" in optimize:
+        graph = sums_as_products(gather_one_hot(graph))
+        graph = prune(graph if precision == "high" else factor_concat(graph))
     if "fuse_epilogue" in optimize:
         graph = prune(fuse_epilogues(graph))
     if "merge_matmul" in optimize:

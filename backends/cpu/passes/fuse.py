@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from mnnpy.decompose.merge import contiguous_view
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, tensor_type_of
 
@@ -55,6 +57,7 @@ class _Epilogues:
         self.types = dict(graph.types)
         self.constants: dict[str, Array] = dict(graph.constants)
         self.heads: dict[str, tuple[int, _Head]] = {}  # output name → position and state
+        self.views: dict[str, tuple[int, Node]] = {}  # name → position and raster: a head's output in another shape
         self.out: list[Node | None] = []
         self.count = 0
 
@@ -63,6 +66,8 @@ class _Epilogues:
             if self._absorb(node):
                 continue
             self.out.append(node)
+            if self._is_view(node):
+                self.views[node.outputs[0]] = (len(self.out) - 1, node)
             if self._is_head(node):
                 bias = node.inputs[2] if len(node.inputs) > 2 else ""
                 self.heads[node.outputs[0]] = (len(self.out) - 1, _Head(node, bias))
@@ -84,21 +89,39 @@ class _Epilogues:
     def _absorb(self, node: Node) -> bool:
         """Fold *node* into the head that feeds it; the head moves to this place."""
         for name in node.inputs:
-            found = self.heads.get(name)
+            place, view = self.views.get(name, (-1, None))
+            source = name if view is None else view.inputs[0]
+            found = self.heads.get(source)
             if found is None or self.uses.get(name) != 1:
                 continue
             position, head = found
-            if self._shape(node.outputs[0]) != self._shape(name) or not self._fits(node, name, head):
+            if self._shape(node.outputs[0]) != self._shape(name) or not self._fits(node, name, head, view is not None):
                 continue
-            del self.heads[name]
+            del self.heads[source]
             self.out[position] = None
-            self.out.append(head.build(node.outputs))
+            made = node.outputs
+            if view is not None:
+                self.out[place] = None
+                made = (self._name(),)
+                self.types[made[0]] = self.types[source]
+                self.uses[made[0]] = 1
+            self.out.append(head.build(made))
             head.node = self.out[-1]  # type: ignore[assignment]
-            self.heads[node.outputs[0]] = (len(self.out) - 1, head)
+            self.heads[made[0]] = (len(self.out) - 1, head)
+            if view is not None:
+                self.out.append(view.replace(inputs=made, outputs=node.outputs))
+                self.views[node.outputs[0]] = (len(self.out) - 1, self.out[-1])  # type: ignore[assignment]
             return True
         return False
 
-    def _fits(self, node: Node, name: str, head: _Head) -> bool:
+    def _is_view(self, node: Node) -> bool:
+        """Whether *node* gives the output of a head, which nobody else reads, another shape with the same channels."""
+        if len(node.inputs) != 1 or node.inputs[0] not in self.heads or self.uses.get(node.inputs[0]) != 1:
+            return False
+        before, after = self._shape(node.inputs[0]), self._shape(node.outputs[0])
+        return contiguous_view(node) == 0 and before[-1:] == after[-1:] and prod(before) == prod(after) > 0
+
+    def _fits(self, node: Node, name: str, head: _Head, viewed: bool) -> bool:
         if head.attrs.get("act"):
             return False
         if node.op == "Unary":
@@ -110,7 +133,7 @@ class _Epilogues:
         if other == name:
             return False
         if fn == "Add":
-            return self._add(other, name, head)
+            return not (viewed and other not in self.constants) and self._add(other, name, head)
         if fn in ("Mul", "Div") and other in self.constants and (fn == "Mul" or node.inputs[0] == name):
             return self._scale(self.constants[other], name, head, fn == "Div")
         if fn == "Sub" and other in self.constants and node.inputs[0] == name and not head.residual:
@@ -186,12 +209,15 @@ class _Epilogues:
             head.bias = self._constant(self.constants[head.bias].reshape(-1) * factor)
         return True
 
-    def _constant(self, value: Array) -> str:
-        self.count += 1
-        name = f"epilogue~{self.count}"
-        while name in self.types:
+    def _name(self) -> str:
+        while True:
             self.count += 1
             name = f"epilogue~{self.count}"
+            if name not in self.types:
+                return name
+
+    def _constant(self, value: Array) -> str:
+        name = self._name()
         self.constants[name] = value
         self.types[name] = tensor_type_of(value)
         return name

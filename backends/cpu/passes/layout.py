@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from mnnpy.backends.cpu.passes.edit import Editor, channels_last, inverse, permuted
+from mnnpy.decompose.merge import contiguous_view
 from mnnpy.decompose.raster import Region, row_major
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Graph, Node, TensorType
@@ -59,6 +60,10 @@ class _Layout:
             node.op == "Gather" and self._has_twin(node.inputs[0]) and len(self.edit.shape(node.inputs[1])) == 1
         ):
             self._axis(node)
+        elif node.op == "Raster" and self._squeezes(node):
+            name, out = node.inputs[0], node.outputs[0]
+            shape = permuted(self.edit.shape(out), channels_last(len(self.edit.shape(out))))
+            self._define(out, self.edit.view(self.twins[name], shape, node.name))
         else:
             if node.op == "Raster":
                 self._note_raster(node)
@@ -197,6 +202,14 @@ class _Layout:
             self.plain(other, node.name)
         edit.emit(node.replace(inputs=(self.twins[name], *node.inputs[1:]), outputs=(out,), attrs=attrs), [out_type])
         self._define(node.outputs[0], out)
+
+    def _squeezes(self, node: Node) -> bool:
+        """Whether a raster out of a twin only takes out or puts in spatial axes of size 1."""
+        if not self._has_twin(node.inputs[0]) or contiguous_view(node, self.edit.types) != 0:
+            return False
+        before, after = self.edit.shape(node.inputs[0]), self.edit.shape(node.outputs[0])
+        spatial = [[d for d in shape[2:] if d != 1] for shape in (before, after)]
+        return len(after) in (3, 4, 5) and before[:2] == after[:2] and spatial[0] == spatial[1]
 
     def _note_raster(self, node: Node) -> None:
         rank = len(self.edit.shape(node.outputs[0]))
