@@ -20,7 +20,7 @@ BARS = {"high": 1e-5, "normal": 3e-5, "low": 2e-2}
 #: Algorithms that need instructions which not every CPU has, and the feature that says so.
 NEEDS = {"bf16": "avx512bf16", "bf16x3": "amx-bf16"}
 #: Algorithms with a portable kernel: these must run everywhere.
-PORTABLE = {"direct", "winograd2", "winograd4"}
+PORTABLE = {"direct", "winograd2", "winograd4", "winograd6"}
 CHOICES = [(op, a.name) for op, entries in TABLE.items() for a in entries]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mnnpy.backends.cpu import _native
 from tests.unit.native_helpers import ISAS, Array, assert_close, oracle, run_kernel
 
 # x, w, attributes (defaults: stride 1, no padding), fused activation
@@ -97,17 +98,21 @@ def test_channels_first(isa: str, case: Any) -> None:
             assert (got == want).all()
 
 
+WINOGRADS = ("winograd2", "winograd4", "winograd6")
 WINOGRAD: list[Any] = [
     ((2, 40, 9, 13), (37, 40, 3, 3), {"pads": (1, 1, 1, 1)}, "Relu"),
     ((1, 33, 14, 14), (70, 33, 3, 3), {"pads": (1, 1, 1, 1)}, "Silu"),
     ((1, 64, 30, 31), (64, 64, 3, 3), {"pads": (0, 2, 1, 0)}, "HardSwish"),
     ((1, 8, 3, 3), (5, 8, 3, 3), {}, ""),
     ((1, 16, 2, 1), (5, 16, 3, 3), {"pads": (1, 1, 1, 1)}, ""),
+    ((1, 24, 12, 17), (16, 24, 3, 3), {"pads": (-1, 1, 2, -2)}, "Relu"),
+    ((3, 16, 25, 26), (48, 16, 3, 3), {"pads": (1, 1, 1, 1)}, "Relu"),
+    ((1, 200, 7, 7), (130, 200, 3, 3), {"pads": (1, 1, 1, 1)}, "Relu"),
 ]
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("algorithm", ["winograd2", "winograd4"])
+@pytest.mark.parametrize("algorithm", WINOGRADS)
 @pytest.mark.parametrize("case", WINOGRAD, ids=str)
 def test_winograd(isa: str, algorithm: str, case: Any) -> None:
     x_shape, w_shape, given, act = case
@@ -134,3 +139,48 @@ def test_winograd(isa: str, algorithm: str, case: Any) -> None:
             )
             assert program[0].describe()[0]["algorithm"] == f"conv-{algorithm}"
             assert_close(got, want, 3e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [16, 128, 1024])
+@pytest.mark.parametrize("positive", [False, True])
+def test_winograd_error_does_not_grow(isa: str, channels: int, positive: bool) -> None:
+    """Within the bar of precision ``normal`` up to 1024 channels, for centred and for positive inputs."""
+    rng = np.random.default_rng(channels)
+    x = rng.standard_normal((1, channels, 14, 14)).astype(np.float32)
+    x = np.maximum(x, 0) if positive else x
+    w = rng.standard_normal((24, channels, 3, 3)).astype(np.float32)
+    attrs = attributes(w.shape, {"pads": (1, 1, 1, 1)})
+    want = last(oracle("Convolution")(x.astype(np.float64), w.astype(np.float64), None, **attrs))
+    for algorithm, bar in zip(WINOGRADS, (2e-6, 2e-5, 3e-5), strict=True):
+        fused = {**attrs, "layout": "NHWC", "algorithm": algorithm}
+        [got] = run_kernel("Convolution", [last(x), w], [(want.shape, np.float32)], fused, constant=(1,), isa=isa)
+        assert_close(got, want, bar)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", *WINOGRADS])
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_residual_in_place(algorithm: str, threads: int) -> None:
+    """The residual's buffer becomes the output's."""
+    rng = np.random.default_rng(11)
+    x, w, r = (rng.standard_normal(s).astype(np.float32) for s in ((1, 13, 20, 24), (24, 24, 3, 3), (1, 13, 20, 24)))
+    attrs = {**attributes(w.shape, {"pads": (1, 1, 1, 1)}), "layout": "NHWC", "algorithm": algorithm, "act": "Relu"}
+    plain = oracle("Convolution")(
+        np.moveaxis(x, -1, 1).astype(np.float64), w, None, **attributes(w.shape, {"pads": (1,) * 4})
+    )
+    tensors = [
+        ("f32", x.shape, "input", 0),
+        ("f32", w.shape, "constant", w),
+        ("f32", r.shape, "input", 1),
+        ("f32", r.shape, "arena", 0),
+        ("f32", r.shape, "alias", (3, 0)),
+        ("f32", r.shape, "output", 0),
+    ]
+    steps = [
+        ("Copy", "in", {}, [2], [3]),
+        ("Convolution", "conv", attrs, [0, 1, -1, 3], [4]),
+        ("Copy", "out", {}, [4], [5]),
+    ]
+    y = np.empty_like(r)
+    _native.Program(tensors, steps, r.nbytes, threads, None).run([x, r], [y])
+    assert_close(y, np.maximum(last(plain) + r, 0), 3e-5)

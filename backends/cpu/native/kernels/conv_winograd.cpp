@@ -1,61 +1,24 @@
-// 3x3 stride-1 convolution for f32, channels last, by Winograd's F(2x2,3x3) and F(4x4,3x3) (Lavin and Gray,
-// "Fast algorithms for convolutional neural networks", 2016).
+// 3x3 stride-1 convolution for f32, channels last, by Winograd's F(2x2,3x3), F(4x4,3x3) and
+// F(6x6,3x3).
 //
 // A block of output tiles is transformed so that both the transformed input and the products of one panel of output
 // channels stay in L2; the transformed weights stream past. Per transform point that is one small matrix product.
 #include <cmath>
+#include <cstring>
 
 #include "conv.h"
 #include "gemm_bf16.h"
+#include "winograd.h"
 
 namespace mnnpy::MNNPY_NS {
 namespace {
 
 template <int O>
-struct Transform;
-
-template <>
-struct Transform<2> {
-  static constexpr double kG[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-  MNNPY_INLINE static void input(const VF* d, VF* v) {
-    v[0] = d[0] - d[2];
-    v[1] = d[1] + d[2];
-    v[2] = d[2] - d[1];
-    v[3] = d[1] - d[3];
-  }
-  MNNPY_INLINE static void output(const VF* m, VF* y) {
-    y[0] = m[0] + m[1] + m[2];
-    y[1] = m[1] - m[2] - m[3];
-  }
-};
-
-template <>
-struct Transform<4> {
-  static constexpr double kG[6][3] = {{1.0 / 4, 0, 0},           {-1.0 / 6, -1.0 / 6, -1.0 / 6}, {-1.0 / 6, 1.0 / 6, -1.0 / 6},
-                                      {1.0 / 24, 1.0 / 12, 1.0 / 6}, {1.0 / 24, -1.0 / 12, 1.0 / 6}, {0, 0, 1}};
-  MNNPY_INLINE static void input(const VF* d, VF* v) {
-    const VF a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1];
-    const VF c = d[4] - d[2], e = 2.0f * (d[3] - d[1]);
-    v[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
-    v[1] = a + b;
-    v[2] = a - b;
-    v[3] = c + e;
-    v[4] = c - e;
-    v[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
-  }
-  MNNPY_INLINE static void output(const VF* m, VF* y) {
-    const VF a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
-    y[0] = m[0] + a + c;
-    y[1] = b + 2.0f * e;
-    y[2] = a + 4.0f * c;
-    y[3] = b + 8.0f * e + m[5];
-  }
-};
-
-template <int O>
 class ConvWinograd final : public Kernel {
   static constexpr int T = O + 2;      // tile size of the input
   static constexpr int kPoints = T * T;
+  static constexpr int64_t kChain = 128;  // longer sums are cut: rounding errors of a sum grow with it, and the output transform amplifies them
+  static constexpr int64_t kSlice = 64;   // channels transformed by one chunk where a block is shared
 
  public:
   ConvWinograd(const NodeDesc& node, const BuildContext& ctx, const ConvShape& s, const Epilogue& e) : s_(s), epilogue_(e) {
@@ -64,37 +27,35 @@ class ConvWinograd final : public Kernel {
     tiles_h_ = (s.out[1] + O - 1) / O;
     tiles_w_ = (s.out[2] + O - 1) / O;
     tiles_ = s.batch * tiles_h_ * tiles_w_;
-    panels_ = Panels(s.m);
     pitch_ = (s.c + W - 1) / W * W + W;  // the extra vector keeps rows off the same cache set
-    constexpr int64_t kBudget = 480 << 10;
-    const int64_t width = std::min<int64_t>(panels_.width, int64_t{kMaxNV} * W);
-    int64_t block = std::clamp<int64_t>(kBudget / (kPoints * 4 * (pitch_ + width)), 16, 48);
-    int64_t count = (tiles_ + block - 1) / block;
-    by_block_ = ctx.threads == 1 || count >= 2 * ctx.threads;
-    block_ = count == 0 ? 1 : (tiles_ + count - 1) / count;
-    blocks_ = (tiles_ + block_ - 1) / block_;
+    const int64_t parts = (s.c + kChain - 1) / kChain;
+    depth_ = (s.c + parts - 1) / parts;
+    panels_ = Panels(s.m);
+    plan(std::max(1, ctx.threads));
     const auto* w = static_cast<const float*>(node.inputs[1].constant);
     if (w == nullptr) return;  // only asked whether it fits
     packed_ = Floats(static_cast<size_t>(panels_.width * kPoints * s.c));
     pack(w);
     packed_.share();
+    zeros_ = Floats(static_cast<size_t>(s.c));
+    std::memset(zeros_.data(), 0, zeros_.bytes());
   }
 
-  static double cost(const ConvShape& s) {  // seconds on a core of about 100 GFLOP/s and 20 GB/s behind L2
+  static double cost(const ConvShape& s) {  // seconds on a core of about 105 GFLOP/s and 20 GB/s behind L2
     const auto tiles = static_cast<double>(s.batch * ((s.out[1] + O - 1) / O) * ((s.out[2] + O - 1) / O));
-    const double c = static_cast<double>(s.c), m = static_cast<double>(s.m);
-    const double product = 2 * kPoints * tiles * c * m / 100e9;
-    const double transforms = kPoints * tiles * (c + m) * 4 / 40e9;
+    const auto c = static_cast<double>(s.c), m = static_cast<double>((s.m + W - 1) / W * W);
+    const double product = 2 * kPoints * tiles * (c + 6) * m / 105e9;  // sums are written and read again: some steps more
+    const double transforms = kPoints * tiles * (c + m) * 4 / 25e9;
     const double weights = kPoints * c * m * 4;
     const double passes = std::ceil(tiles / 24);
     const double stream = weights <= (512 << 10) ? 0.0 : weights * passes / 20e9;
     return std::max(product, stream) + 0.3 * std::min(product, stream) + transforms;
   }
 
-  size_t packed_bytes() const override { return packed_.bytes(); }
+  size_t packed_bytes() const override { return packed_.bytes() + zeros_.bytes(); }
   bool consumed(int input) const override { return input == 1; }
   bool in_place(int input) const override { return input == 3; }
-  std::string algorithm() const override { return O == 4 ? "conv-winograd4" : "conv-winograd2"; }
+  std::string algorithm() const override { return O == 6 ? "conv-winograd6" : O == 4 ? "conv-winograd4" : "conv-winograd2"; }
 
   size_t scratch_bytes(int threads) const override {
     const auto slots = static_cast<size_t>(threads);
@@ -112,7 +73,7 @@ class ConvWinograd final : public Kernel {
       ctx.pool->parallel_for(blocks_, [&](int64_t q, int slot) {
         float* v = scratch + static_cast<size_t>(slot) * (input_floats() + product_floats());
         const int64_t first = q * block_, count = std::min(block_, tiles_ - first);
-        for (int64_t t = 0; t < count; ++t) transform_input(x, first + t, count, v + t * pitch_);
+        for (int64_t t = 0; t < count; ++t) transform_input(x, first + t, 0, s_.c, count, v + t * pitch_);
         for (size_t p = 0; p < panels_.list.size(); ++p) multiply(p, first, count, v, v + input_floats(), e, y);
       });
       return;
@@ -120,8 +81,10 @@ class ConvWinograd final : public Kernel {
     float* v = scratch + static_cast<size_t>(ctx.pool->threads()) * product_floats();
     for (int64_t q = 0; q < blocks_; ++q) {
       const int64_t first = q * block_, count = std::min(block_, tiles_ - first);
-      ctx.pool->parallel_for((count + 3) / 4, [&](int64_t k, int) {
-        for (int64_t t = k * 4; t < std::min(count, k * 4 + 4); ++t) transform_input(x, first + t, count, v + t * pitch_);
+      const int64_t slices = (s_.c + kSlice - 1) / kSlice;
+      ctx.pool->parallel_for(count * slices, [&](int64_t k, int) {
+        const int64_t t = k / slices, c = k % slices * kSlice;
+        transform_input(x, first + t, c, std::min(s_.c, c + kSlice), count, v + t * pitch_);
       });
       ctx.pool->parallel_for(static_cast<int64_t>(panels_.list.size()), [&](int64_t p, int slot) {
         multiply(static_cast<size_t>(p), first, count, v, scratch + static_cast<size_t>(slot) * product_floats(), e, y);
@@ -130,6 +93,34 @@ class ConvWinograd final : public Kernel {
   }
 
  private:
+  // Blocks of tiles: whole ones per thread where there are enough tiles, so that a region is joined once. A few tiles are one
+  // block, transformed together, then multiplied by panel: the weights are read once.
+  void plan(int64_t threads) {
+    constexpr int64_t kBudget = 480 << 10, kLeast = 12, kMost = 48;
+    const int64_t width = std::min<int64_t>(panels_.width, int64_t{kMaxNV} * W);
+    const int64_t most = std::clamp<int64_t>(kBudget / (kPoints * 4 * (pitch_ + width)), kLeast, kMost);
+    int64_t count = (tiles_ + most - 1) / most;
+    if (threads > 1) count = std::max(count, std::min(3 * threads, tiles_ / kLeast));
+    by_block_ = threads == 1 || count >= 2 * threads;
+    if (!by_block_) count = (tiles_ + kMost - 1) / kMost;
+    block_ = count == 0 ? 1 : (tiles_ + count - 1) / count;
+    blocks_ = (tiles_ + block_ - 1) / block_;
+    if (!by_block_ && static_cast<int64_t>(panels_.list.size()) < 2 * threads) narrow();
+  }
+
+  // Panels of two vectors, where full ones are too few to share.
+  void narrow() {
+    panels_ = Panels();
+    panels_.n = s_.m;
+    for (int64_t column = 0; column < s_.m;) {
+      const int64_t cols = std::min<int64_t>(s_.m - column, int64_t{2} * W);
+      const int nv = static_cast<int>((cols + W - 1) / W);
+      panels_.list.push_back({column, nv, static_cast<int>(cols), panels_.width});
+      panels_.width += int64_t{nv} * W;
+      column += cols;
+    }
+  }
+
   size_t input_floats() const { return round_up_64(static_cast<size_t>(kPoints * block_ * pitch_)); }
   size_t product_floats() const { return round_up_64(static_cast<size_t>(kPoints * (block_ * kMaxNV * W + W))); }
 
@@ -156,38 +147,42 @@ class ConvWinograd final : public Kernel {
     }
   }
 
-  // Bᵀ d B of one tile, all channels; v is [point][tile of the block][pitch].
-  void transform_input(const float* x, int64_t tile, int64_t count, float* v) const {
+  // Bᵀ d B of one tile, channels [c0, c1); v is [point][tile of the block][pitch]. The outer loops stay loops: unrolled, their code
+  // would not fit the instruction cache.
+  void transform_input(const float* x, int64_t tile, int64_t c0, int64_t c1, int64_t count, float* v) const {
     const int64_t tw = tile % tiles_w_, th = tile / tiles_w_ % tiles_h_, n = tile / (tiles_w_ * tiles_h_);
     const int64_t h0 = th * O - s_.before[1], w0 = tw * O - s_.before[2];
-    const bool inside = h0 >= 0 && w0 >= 0 && h0 + T <= s_.in[1] && w0 + T <= s_.in[2];
-    const float* base = x + ((n * s_.in[1] + h0) * s_.in[2] + w0) * s_.c;
-    const int64_t line = s_.in[2] * s_.c, step = count * pitch_;
-    for (int64_t c = 0; c < s_.c; c += W) {
+    const float* pixels[kPoints];  // padding reads zeros
+    for (int i = 0; i < T; ++i)
+      for (int j = 0; j < T; ++j) {
+        const int64_t h = h0 + i, w = w0 + j;
+        const bool valid = h >= 0 && h < s_.in[1] && w >= 0 && w < s_.in[2];
+        pixels[j * T + i] = valid ? x + ((n * s_.in[1] + h) * s_.in[2] + w) * s_.c : zeros_.data();
+      }
+    const int64_t step = count * pitch_;
+    for (int64_t c = c0; c < c1; c += W) {
       const int lanes = static_cast<int>(std::min<int64_t>(W, s_.c - c));
       VF half[T][T];
-#pragma GCC unroll 6
+#pragma GCC unroll 1
       for (int j = 0; j < T; ++j) {
         VF d[T], out[T];
-        if (inside && lanes == W) {
-#pragma GCC unroll 6
-          for (int i = 0; i < T; ++i) d[i] = load(base + i * line + j * s_.c + c);
+        if (lanes == W) {
+#pragma GCC unroll 8
+          for (int i = 0; i < T; ++i) d[i] = load(pixels[j * T + i] + c);
         } else {
-          for (int i = 0; i < T; ++i) {
-            const bool valid = h0 + i >= 0 && h0 + i < s_.in[1] && w0 + j >= 0 && w0 + j < s_.in[2];
-            d[i] = valid ? load_partial(base + i * line + j * s_.c + c, lanes) : VF{};
-          }
+          for (int i = 0; i < T; ++i) d[i] = load_partial(pixels[j * T + i] + c, lanes);
         }
         Transform<O>::input(d, out);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < T; ++i) half[i][j] = out[i];
       }
-#pragma GCC unroll 6
+#pragma GCC unroll 1
       for (int i = 0; i < T; ++i) {
         VF out[T];
         Transform<O>::input(half[i], out);
-#pragma GCC unroll 6
-        for (int j = 0; j < T; ++j) store(v + (i * T + j) * step + c, out[j]);
+        float* to = v + i * T * step + c;
+#pragma GCC unroll 8
+        for (int j = 0; j < T; ++j) store(to + j * step, out[j]);
       }
     }
   }
@@ -196,23 +191,29 @@ class ConvWinograd final : public Kernel {
     const auto& panel = panels_.list[p];
     const int64_t width = int64_t{panel.nv} * W, step = count * width + W;
     const float* rows[64];
-    const Epilogue raw;
+    Epilogue raw, more;
+    more.accumulate = true;
     TileArgs t;
-    t.tap_stride = 0, t.taps = 1, t.depth = s_.c, t.k_begin = 0, t.ldc = width;
-    t.cols = static_cast<int>(width), t.epilogue = &raw, t.column = 0, t.offset = 0;
+    t.tap_stride = 0, t.taps = 1, t.ldc = width;
+    t.cols = static_cast<int>(width), t.column = 0, t.offset = 0;
     const int most = kRows[panel.nv];
     const int64_t heights = (count + most - 1) / most, low = count / heights, extra = count % heights;
+    const TileFn tall_tile = tile_fn(static_cast<int>(extra > 0 ? low + 1 : low), panel.nv), low_tile = tile_fn(static_cast<int>(low), panel.nv);
     for (int point = 0; point < kPoints; ++point) {
       const float* from = v + point * count * pitch_;
       for (int64_t r = 0; r < count; ++r) rows[r] = from + r * pitch_;
-      t.b = packed_.data() + panel.offset * kPoints * s_.c + point * s_.c * width;
-      int64_t r = 0;
-      for (int64_t q = 0; q < heights; ++q) {
-        const int64_t height = low + (q < extra ? 1 : 0);
-        t.rows = rows + r;
-        t.c = products + point * step + r * width;
-        tile_fn(static_cast<int>(height), panel.nv)(t);
-        r += height;
+      const float* b = packed_.data() + panel.offset * kPoints * s_.c + point * s_.c * width;
+      for (int64_t k = 0; k < s_.c; k += depth_) {
+        t.epilogue = k == 0 ? &raw : &more;
+        t.k_begin = k, t.depth = std::min(depth_, s_.c - k);
+        t.b = b + k * width;
+        int64_t r = 0;
+        for (int64_t q = 0; q < heights; ++q) {
+          t.rows = rows + r;
+          t.c = products + point * step + r * width;
+          (q < extra ? tall_tile : low_tile)(t);
+          r += low + (q < extra ? 1 : 0);
+        }
       }
     }
     for (int64_t r = 0; r < count; ++r) transform_output(panel, first + r, products + r * width, step, e, y);
@@ -225,48 +226,67 @@ class ConvWinograd final : public Kernel {
     const int64_t hs = std::min<int64_t>(O, s_.out[1] - h0), ws = std::min<int64_t>(O, s_.out[2] - w0);
     const int64_t base = ((n * s_.out[1] + h0) * s_.out[2] + w0) * s_.m + panel.column;
     const VF low = splat(e.act == Act::RELU ? 0.0f : e.act_alpha), high = splat(e.act == Act::RELU ? __builtin_inff() : e.act_beta);
-    const bool clip = e.act == Act::RELU || e.act == Act::CLIP;
+    const bool clip = e.act == Act::RELU || e.act == Act::CLIP, other = !is_clip(e.act);
     for (int64_t c = 0; c < panel.cols; c += W) {
       const int lanes = static_cast<int>(std::min<int64_t>(W, panel.cols - c));
       const VF bias = e.bias != nullptr ? load_partial(e.bias + panel.column + c, lanes) : VF{};
       VF half[O][T];
-#pragma GCC unroll 6
+#pragma GCC unroll 1
       for (int j = 0; j < T; ++j) {
         VF d[T], out[O];
-#pragma GCC unroll 6
-        for (int i = 0; i < T; ++i) d[i] = load(m + (i * T + j) * step + c);
+        const float* from = m + j * step + c;
+#pragma GCC unroll 8
+        for (int i = 0; i < T; ++i) d[i] = load(from + i * T * step);
+        if (j == 1) d[1] += bias;  // the point (1, 1) adds to every output once
         Transform<O>::output(d, out);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < O; ++i) half[i][j] = out[i];
       }
-#pragma GCC unroll 4
-      for (int i = 0; i < O; ++i) {
-        if (i >= hs) break;
+#pragma GCC unroll 1
+      for (int64_t i = 0; i < hs; ++i) {
         VF out[O];
         Transform<O>::output(half[i], out);
         const int64_t at = base + i * s_.out[2] * s_.m + c;
-#pragma GCC unroll 4
-        for (int j = 0; j < O; ++j) {
-          out[j] += bias;
-          if (e.residual != nullptr && j < ws) out[j] += load_partial(e.residual + at + j * s_.m, lanes);
-          if (clip) out[j] = vclip(out[j], low, high);
+        if (ws == O && lanes == W && !other) {
+          if (e.residual != nullptr) {
+#pragma GCC unroll 8
+            for (int j = 0; j < O; ++j) out[j] += load(e.residual + at + j * s_.m);
+          }
+          if (clip) {
+#pragma GCC unroll 8
+            for (int j = 0; j < O; ++j) out[j] = vclip(out[j], low, high);
+          }
+#pragma GCC unroll 8
+          for (int j = 0; j < O; ++j) store(y + at + j * s_.m, out[j]);
+          continue;
         }
-        if (!is_clip(e.act)) activate_block(e, out, O);
-        for (int j = 0; j < ws; ++j) {
-          if (lanes == W)
-            store(y + at + j * s_.m, out[j]);
-          else
-            store_partial(y + at + j * s_.m, out[j], lanes);
-        }
+        finish_edge(out, static_cast<int>(ws), lanes, e, at, y);
       }
     }
+  }
+
+  // The epilogue of a row of outputs that is not whole, or has another activation than a clip.
+  [[gnu::noinline]] void finish_edge(const VF* row, int count, int lanes, const Epilogue& e, int64_t at, float* y) const {
+    VF out[O];
+    for (int j = 0; j < count; ++j) {
+      out[j] = row[j];
+      if (e.residual != nullptr) out[j] += load_partial(e.residual + at + j * s_.m, lanes);
+    }
+    if (is_clip(e.act)) {
+      const VF low = splat(e.act == Act::RELU ? 0.0f : e.act_alpha), high = splat(e.act == Act::RELU ? __builtin_inff() : e.act_beta);
+      if (e.act != Act::NONE)
+        for (int j = 0; j < count; ++j) out[j] = vclip(out[j], low, high);
+    } else {
+      activate_block(e, out, count);
+    }
+    for (int j = 0; j < count; ++j) store_partial(y + at + j * s_.m, out[j], lanes);
   }
 
   ConvShape s_;
   Epilogue epilogue_;
   Panels panels_;
-  Floats packed_;
-  int64_t tiles_h_, tiles_w_, tiles_, block_, blocks_, pitch_;
+  Floats packed_, zeros_;
+  int64_t tiles_h_, tiles_w_, tiles_, block_, blocks_, pitch_, depth_;
   bool by_block_, has_bias_, has_residual_;
 };
 
@@ -274,7 +294,8 @@ std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& 
   if (node.s("layout", "NCHW") != "NHWC") return decline(ctx, "layout is not NHWC");
   const std::string algorithm = node.s("algorithm", "auto");
   const bool automatic = algorithm == "auto";
-  if (!automatic && algorithm != "winograd2" && algorithm != "winograd4") return decline(ctx, "another algorithm was asked for");
+  if (!automatic && algorithm != "winograd2" && algorithm != "winograd4" && algorithm != "winograd6")
+    return decline(ctx, "another algorithm was asked for");
   ConvShape s;
   Epilogue e;
   const char* why = "";
@@ -283,14 +304,17 @@ std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& 
   for (int d = 1; d < 3; ++d) fits = fits && s.kernel[d] == 3 && s.stride[d] == 1 && s.dilation[d] == 1 && s.out[d] > 0;
   if (!fits || s.batch == 0) return decline(ctx, "Winograd takes 3x3 kernels of stride 1 without groups");
   if (!constant_weights(node)) return decline(ctx, "Winograd needs constant weights");
-  if (!automatic) {
-    if (algorithm == "winograd2") return std::make_unique<ConvWinograd<2>>(node, ctx, s, e);
-    return std::make_unique<ConvWinograd<4>>(node, ctx, s, e);
+  int best = algorithm == "winograd2" ? 2 : algorithm == "winograd4" ? 4 : 6;
+  if (automatic) {
+    const double cost[3] = {ConvWinograd<2>::cost(s), ConvWinograd<4>::cost(s), ConvWinograd<6>::cost(s)};
+    const double direct = s.flops() / (wants_bf16(node, ctx) ? 225e9 : 105e9);
+    const auto least = std::min_element(cost, cost + 3) - cost;
+    if (s.c < 8 || s.m < 8 || cost[least] > 0.95 * direct) return decline(ctx, "Winograd does not pay here");
+    best = static_cast<int>(2 + 2 * least);
   }
-  const double direct = s.flops() / (wants_bf16(node, ctx) ? 225e9 : 105e9), four = ConvWinograd<4>::cost(s), two = ConvWinograd<2>::cost(s);
-  if (s.c < 32 || s.m < 32 || std::min(two, four) > 0.95 * direct) return decline(ctx, "Winograd does not pay here");
-  if (four <= two) return std::make_unique<ConvWinograd<4>>(node, ctx, s, e);
-  return std::make_unique<ConvWinograd<2>>(node, ctx, s, e);
+  if (best == 2) return std::make_unique<ConvWinograd<2>>(node, ctx, s, e);
+  if (best == 4) return std::make_unique<ConvWinograd<4>>(node, ctx, s, e);
+  return std::make_unique<ConvWinograd<6>>(node, ctx, s, e);
 }
 
 }  // namespace
