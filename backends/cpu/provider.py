@@ -50,7 +50,9 @@ class CpuBackend:
 
 
 def _facts(native: Any) -> dict[str, Any]:
-    return {"features": native.cpu_features(), "threads": native.default_threads()}
+    missing = native.missing_amx()
+    facts = {"features": native.cpu_features(), "threads": native.default_threads()}
+    return {**facts, "amx": f"unavailable: {missing}"} if missing else facts
 
 
 class CpuDevice:

@@ -3,9 +3,6 @@
 // Two neighbours along k share 32 bits, as VDPBF16PS wants them. Panels and blocking are those of the f32 product with a
 // pair in the place of a float. B is packed once: [panel][tap][pair][nv·W]. Rows of A are rounded (to nearest even) into a
 // staging block right before they are used, or lie in memory as bf16 already. Denormals count as zero.
-//
-// The seam for other units: B's layout is also that of AMX tiles (16 pairs by 16 columns), and staged rows have one
-// stride; such a kernel replaces pair_tile_fn() and the cut into panels, nothing else.
 #pragma once
 
 #include "gemm.h"
@@ -119,6 +116,36 @@ void run_pair_blocks(const Blocking& blk, const Panels& panels, const uint32_t* 
     for (int64_t k = 0; k < chunks; ++k) one(k, 0);
   }
 }
+
+// Shape, panels and blocks of one such product. AmxProduct has the same interface: kernels are templates over both.
+class PairProduct {
+ public:
+  struct Layout {};
+
+  PairProduct() = default;
+  PairProduct(int64_t rows, int64_t n, int64_t taps, int64_t depth, int threads)
+      : rows_(rows), taps_(taps), depth_(depth), panels_(n), blk_(plan_blocks(rows, taps, pairs_of(depth), panels_, threads)) {}
+
+  size_t packed_words() const { return static_cast<size_t>(panels_.width * taps_ * pairs_of(depth_)); }
+  int64_t panels() const { return static_cast<int64_t>(panels_.list.size()); }
+  void pack(const BView& b, uint32_t* packed, int64_t first, int64_t last) const {
+    pack_pairs(panels_, taps_, depth_, b, packed, static_cast<size_t>(first), static_cast<size_t>(last));
+  }
+  size_t scratch_bytes() const { return staged_bytes(blk_); }  // per slot, for rows of f32
+  bool split() const { return blk_.split(); }
+  std::string name() const { return "bf16"; }
+
+  template <class T, class Fill>
+  void run(const uint32_t* packed, float* c, int64_t ldc, const Epilogue& epilogue, Pool* pool, std::byte* scratch,
+           const Layout&, Fill&& fill) const {
+    run_pair_blocks<T>(blk_, panels_, packed, rows_, taps_, depth_, c, ldc, epilogue, pool, scratch, fill);
+  }
+
+ private:
+  int64_t rows_ = 0, taps_ = 0, depth_ = 0;
+  Panels panels_;
+  Blocking blk_;
+};
 
 #endif
 

@@ -1,6 +1,7 @@
 // CPU features and the choice of the instruction set.
 #include <atomic>
 
+#include "amx.h"
 #include "core/core.h"
 
 namespace mnnpy {
@@ -69,6 +70,7 @@ std::vector<std::string> cpu_features() {
   MNNPY_FEATURE("avx512vnni");
   MNNPY_FEATURE("avx512bf16");
 #undef MNNPY_FEATURE
+  if (*amx_reason() == '\0') found.emplace_back("amx-bf16");  // found and permitted
 #elif defined(__aarch64__)
   found.emplace_back("neon");
 #endif

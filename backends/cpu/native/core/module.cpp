@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "amx.h"
 #include "core/core.h"
 
 namespace py = pybind11;
@@ -374,6 +375,9 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::p
     return l;
   }, "Instruction sets that this CPU can run, worst first.");
   m.def("cpu_features", &cpu_features, "Instruction set extensions found by CPUID.");
+  m.def("missing_amx", [] { return std::string(amx_reason()); }, "Why AMX tiles cannot be used; empty where they can.");
+  m.def("emulate_amx", &emulate_amx, py::arg("on"),
+        "For tests: programs built from now on may use AMX kernels on any machine, on a slow stand-in of the unit.");
   m.def("default_threads", &default_threads, "CPUs this process may run on.");
   m.def("ops", &known_ops, "Names of all kernels.");
   m.def("supports", &supports, py::arg("op"), py::arg("attrs"), py::arg("inputs"), py::arg("outputs"),

@@ -1,40 +1,41 @@
-// MatMul on bf16 pairs with f32 sums, for precision="low".
+// MatMul on bf16 with f32 sums: pairs of AVX512_BF16 (precision="low"), tiles of AMX (one plane, or two: bf16x3).
+#include "gemm_amx.h"
 #include "gemm_bf16.h"
 #include "matmul.h"
-
-#if MNNPY_ISA == 2
 
 namespace mnnpy::MNNPY_NS {
 namespace {
 
+// Many small products are a chunk each. Otherwise each product is shared by all threads.
+bool by_batch(const MatMulProblem& p, int threads) { return p.batches > 1 && (p.batches >= 2 * threads || threads == 1); }
+
+template <class Product>
 class MatMulBf16 final : public Kernel {
  public:
-  MatMulBf16(const NodeDesc& node, const BuildContext& ctx, MatMulProblem p, const Epilogue& e)
-      : p_(std::move(p)), epilogue_(e), panels_(p_.n), constant_(node.inputs[1].constant != nullptr) {
+  MatMulBf16(const NodeDesc& node, const BuildContext& ctx, MatMulProblem p, const Epilogue& e, Product product)
+      : p_(std::move(p)), epilogue_(e), product_(std::move(product)), matrix_(product_.packed_words()),
+        constant_(node.inputs[1].constant != nullptr), by_batch_(by_batch(p_, ctx.threads)) {
     has_bias_ = node.inputs.size() > 2 && node.inputs[2].present;
     has_residual_ = node.inputs.size() > 3 && node.inputs[3].present;
-    matrix_ = static_cast<size_t>(panels_.width * pairs_of(p_.k));
-    // Many small products: one chunk each. Otherwise each product is shared by all threads.
-    by_batch_ = p_.batches > 1 && (p_.batches >= 2 * ctx.threads || ctx.threads == 1);
-    blocks_ = plan_blocks(p_.m, 1, pairs_of(p_.k), panels_, by_batch_ ? 1 : ctx.threads);
     if (constant_) {
       packed_ = Floats(matrix_ * static_cast<size_t>(p_.b_count));
       auto* to = reinterpret_cast<uint32_t*>(packed_.data());
       for (int64_t q = 0; q < p_.b_count; ++q)
-        pack(static_cast<const float*>(node.inputs[1].constant), q, to + static_cast<size_t>(q) * matrix_, 0, panels_.list.size());
+        pack(static_cast<const float*>(node.inputs[1].constant), q, to + static_cast<size_t>(q) * matrix_, 0, product_.panels());
+      packed_.share();
     }
   }
 
   size_t packed_bytes() const override { return packed_.bytes(); }
   bool consumed(int input) const override { return input == 1 && constant_; }
   // A partial sum in the output would destroy a residual that shares its memory.
-  bool in_place(int input) const override { return input == 3 && !blocks_.split(); }
+  bool in_place(int input) const override { return input == 3 && !product_.split(); }
   std::string algorithm() const override {
-    return constant_ ? (p_.m == 1 ? "gemv-packed-bf16" : "gemm-packed-bf16") : "gemm-bf16";
+    return (constant_ ? (p_.m == 1 ? "gemv-packed-" : "gemm-packed-") : "gemm-") + product_.name();
   }
   size_t scratch_bytes(int threads) const override {
     const auto slots = static_cast<size_t>(threads);
-    return operand_bytes() * (by_batch_ ? slots : 1) + staged_bytes(blocks_) * slots;
+    return operand_bytes() * (by_batch_ ? slots : 1) + product_.scratch_bytes() * slots;
   }
 
   void run(const RunContext& ctx, const void* const* inputs, void* const* outputs) const override {
@@ -45,7 +46,7 @@ class MatMulBf16 final : public Kernel {
     e.bias = has_bias_ ? static_cast<const float*>(inputs[2]) : nullptr;
     e.residual = has_residual_ ? static_cast<const float*>(inputs[3]) : nullptr;
     if (by_batch_) {
-      const size_t per_slot = operand_bytes() + staged_bytes(blocks_);
+      const size_t per_slot = operand_bytes() + product_.scratch_bytes();
       ctx.pool->parallel_for(p_.batches, [&](int64_t q, int slot) {
         std::byte* scratch = ctx.scratch + per_slot * static_cast<size_t>(slot);
         one(q, a, b, c, e, scratch, nullptr);
@@ -61,9 +62,9 @@ class MatMulBf16 final : public Kernel {
     return packing_bytes() + (p_.trans_a ? round_up_64(static_cast<size_t>(p_.m * p_.k) * sizeof(float)) : 0);
   }
 
-  void pack(const float* b, int64_t matrix, uint32_t* to, size_t first, size_t last) const {
+  void pack(const float* b, int64_t matrix, uint32_t* to, int64_t first, int64_t last) const {
     const BView view{b + matrix * p_.k * p_.n, 0, p_.trans_b ? 1 : p_.n, p_.trans_b ? p_.k : 1};
-    pack_pairs(panels_, 1, p_.k, view, to, first, last);
+    product_.pack(view, to, first, last);
   }
 
   void one(int64_t q, const float* a, const float* b, float* c, Epilogue e, std::byte* scratch, Pool* pool) const {
@@ -72,11 +73,9 @@ class MatMulBf16 final : public Kernel {
     if (!constant_) {
       auto* to = reinterpret_cast<uint32_t*>(scratch);
       if (pool == nullptr || matrix_ < size_t{1} << 15) {
-        pack(b, p_.b_batch[at], to, 0, panels_.list.size());
+        pack(b, p_.b_batch[at], to, 0, product_.panels());
       } else {
-        pool->parallel_for(static_cast<int64_t>(panels_.list.size()), [&](int64_t p, int) {
-          pack(b, p_.b_batch[at], to, static_cast<size_t>(p), static_cast<size_t>(p) + 1);
-        });
+        pool->parallel_for(product_.panels(), [&](int64_t p, int) { pack(b, p_.b_batch[at], to, p, p + 1); });
       }
       packed = to;
     }
@@ -87,44 +86,66 @@ class MatMulBf16 final : public Kernel {
       rows.a = turned;
     }
     if (e.residual != nullptr) e.residual += q * p_.m * p_.n;
-    run_pair_blocks<float>(blocks_, panels_, packed, p_.m, 1, p_.k, c + q * p_.m * p_.n, p_.n, e, pool,
-                           scratch + operand_bytes(), rows);
+    product_.template run<float>(packed, c + q * p_.m * p_.n, p_.n, e, pool, scratch + operand_bytes(), {}, rows);
   }
 
   MatMulProblem p_;
   Epilogue epilogue_;
-  Panels panels_;
-  Blocking blocks_;
+  Product product_;
   Floats packed_;
-  size_t matrix_ = 0;  // pairs of one packed B
-  bool constant_, by_batch_ = false, has_bias_ = false, has_residual_ = false;
+  size_t matrix_;  // words of one packed B
+  bool constant_, by_batch_, has_bias_ = false, has_residual_ = false;
 };
 
-std::unique_ptr<Kernel> make_matmul_bf16(const NodeDesc& node, const BuildContext& ctx) {
-  if (!wants_bf16(node, ctx)) return nullptr;
-  if (node.inputs.size() < 2 || node.inputs.size() > 4 || node.outputs.size() != 1)
-    return decline(ctx, "takes two to four operands");
+// What both units need; nullopt with the reason in ctx.why.
+std::optional<MatMulProblem> common_problem(const NodeDesc& node, const BuildContext& ctx, Epilogue& e) {
+  const auto no = [&](const char* why) { return decline(ctx, why), std::nullopt; };
+  if (node.inputs.size() < 2 || node.inputs.size() > 4 || node.outputs.size() != 1) return no("takes two to four operands");
   for (const auto& t : node.inputs)
-    if (t.present && t.dtype != DType::F32) return decline(ctx, "activations are f32 in memory");
-  if (node.outputs[0].dtype != DType::F32) return decline(ctx, "activations are f32 in memory");
+    if (t.present && t.dtype != DType::F32) return no("activations are f32 in memory");
+  if (node.outputs[0].dtype != DType::F32) return no("activations are f32 in memory");
   const char* why = "";
   auto problem = matmul_problem(node, why);
-  if (!problem) return decline(ctx, why);
+  if (!problem) return no(why);
   const auto epilogue = epilogue_from(node);
-  if (!epilogue) return decline(ctx, "unknown act");
+  if (!epilogue) return no("unknown act");
   if (node.inputs.size() > 2 && node.inputs[2].present && node.inputs[2].count() != problem->n)
-    return decline(ctx, "the bias is not a vector over the columns");
+    return no("the bias is not a vector over the columns");
   if (node.inputs.size() > 3 && node.inputs[3].present && node.inputs[3].count() != node.outputs[0].count())
-    return decline(ctx, "the residual has another size");
-  if (problem->n < 8 || problem->k < 8) return decline(ctx, "too small to gain from bf16");
-  if (problem->m == 1 && node.inputs[1].constant == nullptr) return decline(ctx, "B is read once: rounding it would cost more");
-  return std::make_unique<MatMulBf16>(node, ctx, std::move(*problem), *epilogue);
+    return no("the residual has another size");
+  if (problem->n < 8 || problem->k < 8) return no("too small to gain from bf16");
+  if (problem->m == 1 && node.inputs[1].constant == nullptr) return no("B is read once: rounding it would cost more");
+  e = *epilogue;
+  return problem;
 }
+
+std::unique_ptr<Kernel> make_matmul_amx(const NodeDesc& node, const BuildContext& ctx) {
+  if (amx_planes(node, ctx, true) == 0) return nullptr;
+  Epilogue e;
+  auto p = common_problem(node, ctx, e);
+  if (!p) return nullptr;
+  const int planes = amx_planes(node, ctx, amx_pays(p->m, p->n, 1, p->k));
+  if (planes == 0) return nullptr;
+  AmxProduct product(p->m, p->n, 1, p->k, planes, amx_unit(), by_batch(*p, ctx.threads) ? 1 : ctx.threads);
+  return std::make_unique<MatMulBf16<AmxProduct>>(node, ctx, std::move(*p), e, std::move(product));
+}
+
+#if MNNPY_ISA == 2
+std::unique_ptr<Kernel> make_matmul_pairs(const NodeDesc& node, const BuildContext& ctx) {
+  if (!wants_bf16(node, ctx)) return nullptr;
+  Epilogue e;
+  auto p = common_problem(node, ctx, e);
+  if (!p) return nullptr;
+  PairProduct product(p->m, p->n, 1, p->k, by_batch(*p, ctx.threads) ? 1 : ctx.threads);
+  return std::make_unique<MatMulBf16<PairProduct>>(node, ctx, std::move(*p), e, std::move(product));
+}
+#endif
 
 }  // namespace
 
-MNNPY_REGISTER_AT("MatMul", make_matmul_bf16, 40);
+MNNPY_REGISTER_AT("MatMul", make_matmul_amx, 50);
+#if MNNPY_ISA == 2
+MNNPY_REGISTER_AT("MatMul", make_matmul_pairs, 40);
+#endif
 
 }  // namespace mnnpy::MNNPY_NS
-
-#endif
