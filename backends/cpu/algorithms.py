@@ -200,8 +200,19 @@ def _half_weights(view: NodeView) -> Work:
 
 
 def _split_weights(view: NodeView) -> Work:
-    """Two halves take the room of one f32. The rate of three products is measured as a whole."""
-    return Work(node_flops(view), moved_bytes(view), 4.0 * prod(_dims(view, 0)))
+    """Two halves take the room of one f32. The rate of three products is measured as a whole, on full tiles."""
+    waste = 1.0
+    if view.node.op == "MatMul" or _pointwise(view):
+        _, m, n, k = _product(view)
+        waste = _filled(m, 2) * _filled(n, 16) * _filled(k, 32)
+    elif len(w := _dims(view, 1)) > 2:
+        waste = _filled(w[0], 16) * min(_filled(w[1], 32), _filled(w[1] * w[-1], 32))  # pixels, or lines of the kernel
+    return Work(waste * node_flops(view), moved_bytes(view), 4.0 * prod(_dims(view, 0)))
+
+
+def _filled(size: int, unit: int) -> float:
+    """What filling up to whole units multiplies the work by."""
+    return ceil(size / unit) * unit / max(1, size)
 
 
 DIRECT = Algorithm("direct", frozenset({HIGH, NORMAL, LOW}), _always, _direct_work)

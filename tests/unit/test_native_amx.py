@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 import mnnpy
-from mnnpy.backends.cpu import _native
+from mnnpy.backends.cpu import _native, calibrate, select
 from mnnpy.backends.cpu.provider import CpuBackend
+from mnnpy.search.records import Records
 from tests.models import MODELS
 from tests.unit.native_helpers import ISAS, THREADS, Array, assert_close, oracle, run_kernel
 
@@ -310,15 +312,18 @@ def test_stand_in_and_hardware_agree(algorithm: str) -> None:
     assert np.array_equal(results[0], results[1])
 
 
-@pytest.mark.skipif(not HARDWARE, reason=_native.missing_amx() or "AMX is there")
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_sessions(name: str) -> None:
+def test_sessions(unit: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whole models with every product and convolution on AMX that can be."""
+    monkeypatch.setattr(select, "_accepted", {})  # answers that hold for the stand-in stay in this test
+    monkeypatch.setattr(select, "records", lambda: Records(f"{unit}; {name}", tmp_path / "records.jsonl"))
+    monkeypatch.setattr(calibrate, "SIDE", 32)  # peaks of the stand-in are not worth waiting for
     model, feeds = MODELS[name]()
     want = mnnpy.Session(model, "reference").run(None, feeds)
-    for precision, bar in (("low", 2e-2), ("normal", 3e-5), ("high", 3e-5)):
-        for threads in (1, 2):
-            session = mnnpy.Session(model, precision=precision, threads=threads)
-            for got, right in zip(session.run(None, feeds), want, strict=True):
-                assert_close(got, right, bar)
-            used = any("bf16x3" in r["algorithm"] for r in session.explain().rows)
-            assert precision == "normal" or not used
+    for algorithm, precision, bar in (("bf16", "low", 2e-2), ("bf16x3", "normal", 3e-5)):
+        forced = {"MatMul": algorithm, "Convolution": algorithm}
+        session = mnnpy.Session(model, precision=precision, threads=2, algorithms=forced)
+        for got, right in zip(session.run(None, feeds), want, strict=True):
+            assert_close(got, right, bar)
+        shown = [r["algorithm"] for r in session.explain().rows if r["op"] in forced]
+        assert any(f"amx-{algorithm}" in a for a in shown) == bool(shown)

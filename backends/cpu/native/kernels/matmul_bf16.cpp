@@ -114,7 +114,8 @@ std::optional<MatMulProblem> common_problem(const NodeDesc& node, const BuildCon
   if (node.inputs.size() > 3 && node.inputs[3].present && node.inputs[3].count() != node.outputs[0].count())
     return no("the residual has another size");
   if (problem->n < 8 || problem->k < 8) return no("too small to gain from bf16");
-  if (problem->m == 1 && node.inputs[1].constant == nullptr) return no("B is read once: rounding it would cost more");
+  const bool constant = node.inputs[1].constant != nullptr || node.s("weights", "") == "constant";
+  if (problem->m == 1 && !constant) return no("B is read once: rounding it would cost more");
   e = *epilogue;
   return problem;
 }
