@@ -81,6 +81,35 @@ def test_slices_pads_and_broadcasts(dtype: DType, isa: str) -> None:
     check_raster([x], [Region(0, (), 17, (), 0, ())], (), isa)
 
 
+@pytest.mark.parametrize("dtype", SIZED, ids=str)
+def test_blocks_to_space(dtype: DType, isa: str) -> None:
+    """Depth to space in both orders: groups of four to four planes, pairs and fours that move as one element."""
+    for h, w, c, n in ((5, 7, 24, 2), (3, 33, 1, 2), (4, 6, 5, 4), (2, 9, 3, 3)):
+        x = data(dtype, (h, w, c * n * n))
+        shape, to = (h * n, w * n, c), (w * n * c * n, w * n * c, n * c, c, 1)
+        row = w * c * n * n
+        inner = Region(0, (h, n, w, n, c), 0, (row, n, c * n * n, 1, n * n), 0, to)  # channels before the block
+        outer = Region(0, (h, n, w, n, c), 0, (row, n * c, c * n * n, c, 1), 0, to)  # channels after it
+        for region in (inner, outer):
+            check_raster([x], [region], shape, isa)
+            back = region.replace(src_strides=region.dst_strides, dst_strides=region.src_strides)
+            check_raster([x.reshape(shape)], [back], x.shape, isa)
+
+
+@pytest.mark.parametrize("dtype", SIZED, ids=str)
+def test_pieces_side_by_side(dtype: DType, isa: str) -> None:
+    """Concatenations along the last axis, with repeated and strided operands and a gap that is filled."""
+    for h, w, widths in ((40, 30, (24, 8, 6)), (9, 1, (1, 2, 400)), (64, 64, (2, 4, 7))):
+        total, rows = sum(widths) + 3, h * w
+        x = [data(dtype, (rows, widths[0])), data(dtype, (h, widths[1])), data(dtype, (widths[2], rows))]
+        regions = [
+            Region(0, (rows, widths[0]), 0, (widths[0], 1), 0, (total, 1)),
+            Region(1, (h, w, widths[1]), 0, (widths[1], 0, 1), widths[0], (w * total, total, 1)),
+            Region(2, (rows, widths[2]), 0, (1, rows), widths[0] + widths[1], (total, 1)),
+        ]
+        check_raster(x, regions, (rows, total), isa, fill=3.0)
+
+
 def test_random_regions(isa: str) -> None:
     rng = np.random.default_rng(11)
     for _ in range(60):

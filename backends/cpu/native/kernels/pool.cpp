@@ -1,6 +1,7 @@
 // Max, average and Lp pooling for f32, channels last: vectors over channels.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/light.h"
 #include "simd.h"
@@ -55,6 +56,39 @@ MNNPY_INLINE void window(const Shape& s, const Clip& w, const float* x, float sc
   }
 }
 
+// y[i] = all taps x[tap[t] + i] combined, i < n: windows that lie wholly inside differ by a shift only.
+template <Fn F, int NV>
+MNNPY_INLINE void shifted(const float* x, const int64_t* tap, int taps, float scale, float* y, int lanes) {
+  VF acc[NV];
+  const bool whole = lanes == W;
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) acc[v] = F == Fn::MAX ? splat(-__builtin_inff()) : VF{};
+  for (int t = 0; t < taps; ++t) {
+    const float* p = x + tap[t];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[v] = combine<F>(acc[v], v == NV - 1 && !whole ? load_partial(p + v * W, lanes) : load(p + v * W));
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) {
+    VF r = acc[v];
+    if constexpr (F == Fn::AVERAGE) r *= scale;
+    if constexpr (F == Fn::L2) r = vsqrt(r);
+    if (v == NV - 1 && !whole)
+      store_partial(y + v * W, r, lanes);
+    else
+      store(y + v * W, r);
+  }
+}
+
+template <Fn F>
+MNNPY_INLINE void shifted_row(const float* x, const int64_t* tap, int taps, float scale, float* y, int64_t n) {
+  int64_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W) shifted<F, 4>(x + i, tap, taps, scale, y + i, W);
+  for (; i < n; i += W) shifted<F, 1>(x + i, tap, taps, scale, y + i, static_cast<int>(std::min<int64_t>(W, n - i)));
+}
+
+constexpr int kMaxTaps = 64;
+
 class PoolChannelsLast final : public Kernel {
  public:
   PoolChannelsLast(const Shape& s, Fn fn, bool count_pad) : s_(s), fn_(fn), count_pad_(count_pad) {}
@@ -85,11 +119,49 @@ class PoolChannelsLast final : public Kernel {
       Clip w;
       set(w, 0, o[0]);
       set(w, 1, o[1]);
+      float* line = y + l * s_.out[2] * s_.c;
+      const auto [first, last] = inside();
       for (int64_t ow = 0; ow < s_.out[2]; ++ow) {
+        if (ow == first && last > first) {
+          interior<F>(image, w, line, first, last);
+          ow = last;
+          if (ow == s_.out[2]) break;
+        }
         set(w, 2, ow);
-        pixel<F>(image, w, y + (l * s_.out[2] + ow) * s_.c);
+        pixel<F>(image, w, line + ow * s_.c);
       }
     }
+  }
+
+  // Outputs along the last axis whose windows lie wholly inside the input.
+  std::pair<int64_t, int64_t> inside() const {
+    const int64_t step = s_.stride[2], reach = (s_.kernel[2] - 1) * s_.dilation[2];
+    const int64_t first = (s_.before[2] + step - 1) / step, room = s_.in[2] - 1 - reach + s_.before[2];
+    return {first, room < 0 ? first : std::min(s_.out[2], room / step + 1)};
+  }
+
+  template <Fn F>
+  void interior(const float* image, Clip& w, float* line, int64_t first, int64_t last) const {
+    set(w, 2, first);
+    int64_t tap[kMaxTaps];
+    int taps = 0;
+    const int64_t count = (w.last[0] - w.first[0]) * (w.last[1] - w.first[1]) * s_.kernel[2];
+    if (w.last[0] <= w.first[0] || w.last[1] <= w.first[1] || count > kMaxTaps) {
+      for (int64_t ow = first; ow < last; ++ow) {
+        set(w, 2, ow);
+        pixel<F>(image, w, line + ow * s_.c);
+      }
+      return;
+    }
+    for (int64_t a = w.first[0]; a < w.last[0]; ++a)
+      for (int64_t b = w.first[1]; b < w.last[1]; ++b)
+        for (int64_t c = 0; c < s_.kernel[2]; ++c)
+          tap[taps++] = (((w.start[0] + a * s_.dilation[0]) * s_.in[1] + w.start[1] + b * s_.dilation[1]) * s_.in[2] + w.start[2] +
+                         c * s_.dilation[2]) * s_.c;
+    const float scale = F == Fn::AVERAGE ? share_of(w) : 1.0f;
+    if (s_.stride[2] == 1) return shifted_row<F>(image, tap, taps, scale, line + first * s_.c, (last - first) * s_.c);
+    for (int64_t ow = first; ow < last; ++ow)
+      shifted_row<F>(image + (ow - first) * s_.stride[2] * s_.c, tap, taps, scale, line + ow * s_.c, s_.c);
   }
 
   MNNPY_INLINE void set(Clip& w, int d, int64_t o) const {
@@ -101,15 +173,17 @@ class PoolChannelsLast final : public Kernel {
 
   template <Fn F>
   MNNPY_INLINE void pixel(const float* image, const Clip& w, float* y) const {
-    float scale = 1.0f;
-    if constexpr (F == Fn::AVERAGE) {
-      int64_t count = 1;
-      for (int d = 0; d < 3; ++d) count *= count_pad_ ? padded(d, w.start[d]) : std::max<int64_t>(0, w.last[d] - w.first[d]);
-      scale = 1.0f / static_cast<float>(count);
-    }
+    const float scale = F == Fn::AVERAGE ? share_of(w) : 1.0f;
     int64_t c = 0;
     for (; c + 4 * W <= s_.c; c += 4 * W) window<F, 4>(s_, w, image + c, scale, y + c, W);
     for (; c < s_.c; c += W) window<F, 1>(s_, w, image + c, scale, y + c, static_cast<int>(std::min<int64_t>(W, s_.c - c)));
+  }
+
+  // What one of the elements counts in an average.
+  MNNPY_INLINE float share_of(const Clip& w) const {
+    int64_t count = 1;
+    for (int d = 0; d < 3; ++d) count *= count_pad_ ? padded(d, w.start[d]) : std::max<int64_t>(0, w.last[d] - w.first[d]);
+    return 1.0f / static_cast<float>(count);
   }
 
   // Kernel positions inside the padded extent.

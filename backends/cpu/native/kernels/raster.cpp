@@ -2,7 +2,9 @@
 // continue one another merged, destination strides falling) and then gets the loop that fits its inner axes.
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <string>
+#include <type_traits>
 
 #include "kernels/light.h"
 #include "kernels/numbers.h"
@@ -14,7 +16,15 @@ struct Pair16 {
   uint64_t a, b;
 };
 
-enum class Move { RUN, FILL, GATHER, TRANSPOSE };
+// Elements of four bytes that move in pairs or fours; no stricter alignment than theirs.
+struct Two {
+  uint32_t a, b;
+};
+struct Four {
+  uint32_t a, b, c, d;
+};
+
+enum class Move { RUN, FILL, GATHER, TRANSPOSE, PLANES };
 
 struct Piece {
   int origin = 0;
@@ -22,6 +32,15 @@ struct Piece {
   Shape8 size, from, to;  // outer axes, then the inner one or two of the move
   Move move = Move::RUN;
   int64_t count = 1;
+  int wide = 1;               // elements that move as one: offsets, strides and sizes count these
+  int64_t plane[4] = {};      // PLANES: element i of every group of four goes to a stretch of its own
+
+  int inner() const { return move == Move::TRANSPOSE ? 2 : 1; }
+  int64_t outer() const {
+    int64_t n = 1;
+    for (int k = 0; k < size.rank - inner(); ++k) n *= size[k];
+    return n;
+  }
 };
 
 // ---- transposition ---------------------------------------------------------------------------------------------------
@@ -76,6 +95,24 @@ void separate_rows(const T* x, T* y, int64_t to, int64_t columns) {
     for (int i = 0; i < R; ++i) row[i][j] = x[j * R + i];
 }
 
+// y[plane[i] + j] = x[4·j + i].
+template <class T>
+void separate_planes(const T* x, T* y, const int64_t* plane, int64_t columns) {
+  T *a = y + plane[0], *b = y + plane[1], *c = y + plane[2], *d = y + plane[3];
+  int64_t j = 0;
+  if constexpr (sizeof(T) == 4)
+    for (; j + 4 <= columns; j += 4) {
+      using V = typename Tile<T>::VUnaligned;
+      T t[16];
+      Tile<T>::run(x + 4 * j, 4, t, 4);
+      *reinterpret_cast<V*>(a + j) = *reinterpret_cast<V*>(t);
+      *reinterpret_cast<V*>(b + j) = *reinterpret_cast<V*>(t + 4);
+      *reinterpret_cast<V*>(c + j) = *reinterpret_cast<V*>(t + 8);
+      *reinterpret_cast<V*>(d + j) = *reinterpret_cast<V*>(t + 12);
+    }
+  for (; j < columns; ++j) a[j] = x[4 * j], b[j] = x[4 * j + 1], c[j] = x[4 * j + 2], d[j] = x[4 * j + 3];
+}
+
 // y[i·to + j] = x[j·from + i], i < rows, j < columns.
 template <class T>
 void transpose(const T* x, int64_t from, T* y, int64_t to, int64_t rows, int64_t columns) {
@@ -89,7 +126,7 @@ void transpose(const T* x, int64_t from, T* y, int64_t to, int64_t rows, int64_t
     if (rows == 3) return separate_rows<T, 3>(x, y, to, columns);
     if (rows == 4) return separate_rows<T, 4>(x, y, to, columns);
   }
-  if constexpr (sizeof(T) <= 8) {
+  if constexpr (std::is_integral_v<T>) {
     constexpr int N = Tile<T>::N;
     // Whole cache lines are written at once: rows that lie a power of two apart would evict half-written ones.
     constexpr int64_t line = 64 / sizeof(T), panel = 64;
@@ -135,8 +172,7 @@ void copy_run(const T* x, T* y, int64_t n) {
 // Walks the outer axes [begin, end) of a piece and does its inner move.
 template <class T>
 void move_piece(const Piece& p, const T* src, T* dst, int64_t begin, int64_t end) {
-  const int inner = p.move == Move::TRANSPOSE ? 2 : 1;
-  const int outer = p.size.rank - inner;
+  const int outer = p.size.rank - p.inner();
   int64_t index[kMaxRank + 1] = {};
   const T* x = src + p.src;
   T* y = dst + p.dst;
@@ -155,6 +191,7 @@ void move_piece(const Piece& p, const T* src, T* dst, int64_t begin, int64_t end
       case Move::FILL: std::fill_n(y, n, *x); break;
       case Move::GATHER: strided(x, from, y, to, n); break;
       case Move::TRANSPOSE: transpose(x, from, y, p.to[row], p.size[row], n); break;
+      case Move::PLANES: separate_planes(x, y, p.plane, n); break;
     }
     for (int j = outer - 1; j >= 0; --j) {
       x += p.from[j];
@@ -165,6 +202,16 @@ void move_piece(const Piece& p, const T* src, T* dst, int64_t begin, int64_t end
       index[j] = 0;
     }
   }
+}
+
+// The same for whatever element the piece moves.
+template <class T>
+void move_any(const Piece& p, const T* src, T* dst, int64_t begin, int64_t end) {
+  if constexpr (sizeof(T) == 4) {
+    if (p.wide == 2) return move_piece(p, reinterpret_cast<const Two*>(src), reinterpret_cast<Two*>(dst), begin, end);
+    if (p.wide == 4) return move_piece(p, reinterpret_cast<const Four*>(src), reinterpret_cast<Four*>(dst), begin, end);
+  }
+  move_piece(p, src, dst, begin, end);
 }
 
 // ---- normal form -----------------------------------------------------------------------------------------------------
@@ -196,7 +243,37 @@ void merge_axes(Piece& p) {
   }
 }
 
-void normalise(Piece& p) {
+// Short runs between strides of their multiples become single elements of two or four times the size.
+bool widen(Piece& p) {
+  const int last = p.size.rank - 1;
+  const int64_t n = p.size[last];
+  if (p.wide != 1 || (n != 2 && n != 4) || last == 0 || p.src % n != 0 || p.dst % n != 0) return false;
+  for (int k = 0; k < last; ++k)
+    if (p.from[k] % n != 0 || p.to[k] % n != 0) return false;
+  p.wide = static_cast<int>(n);
+  p.src /= n;
+  p.dst /= n;
+  for (int k = 0; k < last; ++k) p.from[k] /= n, p.to[k] /= n;
+  p.size[last] = 1;
+  return true;
+}
+
+// Two axes of two that lie in groups of four in the source (the result of a 2×2 transposed convolution).
+bool find_planes(Piece& p, int dense) {
+  const int last = p.size.rank - 1;
+  if (p.size[dense] != 2 || p.from[last] != 4) return false;
+  for (int k = 0; k < last; ++k) {
+    if (k == dense || p.size[k] != 2 || p.from[k] != 2) continue;
+    for (int i = 0; i < 4; ++i) p.plane[i] = i / 2 * p.to[k] + i % 2 * p.to[dense];
+    erase_axis(p, std::max(k, dense));
+    erase_axis(p, std::min(k, dense));
+    p.move = Move::PLANES;
+    return true;
+  }
+  return false;
+}
+
+void normalise(Piece& p, size_t bytes) {
   for (int k = 0; k < p.size.rank;)
     if (p.size[k] == 1) erase_axis(p, k);
     else ++k;
@@ -210,6 +287,7 @@ void normalise(Piece& p) {
   }
   const int last = p.size.rank - 1;
   if (p.to[last] == 1 && p.from[last] == 1) {
+    if (bytes == 4 && widen(p)) return normalise(p, 4 * static_cast<size_t>(p.wide));
     p.move = Move::RUN;
     return;
   }
@@ -217,6 +295,7 @@ void normalise(Piece& p) {
   int dense = -1;
   for (int k = 0; k < last; ++k)
     if (p.from[k] == 1 && p.size[k] > 1) dense = k;
+  if (dense >= 0 && p.to[last] == 1 && find_planes(p, dense)) return;
   if (dense >= 0 && p.to[last] == 1 && p.from[last] != 0 && p.size[dense] * p.size[last] >= 16) {
     move_axis(p, dense, last - 1);
     p.move = Move::TRANSPOSE;
@@ -238,9 +317,8 @@ void normalise(Piece& p) {
 
 // Long inner moves are split so that threads find enough outer steps.
 void split_for_threads(Piece& p, int threads) {
-  const int inner = p.move == Move::TRANSPOSE ? 2 : 1;
-  int64_t outer = 1;
-  for (int k = 0; k < p.size.rank - inner; ++k) outer *= p.size[k];
+  const int inner = p.inner();
+  const int64_t outer = p.outer();
   if (threads <= 1 || outer >= threads || p.count < 65536 || p.size.rank >= kMaxRank) return;
   const int axis = p.size.rank - inner;
   const int64_t n = p.size[axis], grain = p.move == Move::TRANSPOSE ? 64 : 4096;
@@ -279,8 +357,11 @@ class Raster final : public Kernel {
   void run_as(const RunContext& ctx, const void* const* inputs, void* const* outputs) const;
   void fill_value(double value, DType type);
 
+  static constexpr int64_t kStretch = 32 << 10;  // bytes of the destination that stay in the first-level cache
+
   std::vector<Piece> pieces_;
   int64_t count_;
+  int64_t slabs_ = 0;  // steps in which all pieces can walk side by side; 0: one piece after the other
   size_t size_;
   bool fill_ = false;
   std::byte pattern_[16] = {};
@@ -318,13 +399,17 @@ Raster::Raster(const NodeDesc& node, const BuildContext& ctx)
     check_bounds(node, k, "source", p.src, p.size, p.from, node.inputs[p.origin].count());
     check_bounds(node, k, "destination", p.dst, p.size, p.to, count_);
     covered += p.count;
-    normalise(p);
+    normalise(p, size_);
     split_for_threads(p, ctx.threads);
     pieces_.push_back(p);
   }
+  if (pieces_.size() > 1) {
+    for (const Piece& p : pieces_) slabs_ = std::gcd(slabs_, p.outer());
+    if (slabs_ < 8) slabs_ = 0;
+  }
   fill_ = node.i("fill_present", 0) != 0 && covered < count_;
   if (fill_) fill_value(node.f("fill", 0), node.outputs[0].dtype);
-  static constexpr const char* kNames[] = {"run", "fill", "gather", "transpose"};
+  static constexpr const char* kNames[] = {"run", "fill", "gather", "transpose", "planes"};
   name_ = pieces_.empty() ? "none" : kNames[static_cast<int>(pieces_[0].move)];
   if (pieces_.size() > 1) name_ += "*" + std::to_string(pieces_.size());
 }
@@ -363,20 +448,33 @@ template <class T>
 void Raster::run_as(const RunContext& ctx, const void* const* inputs, void* const* outputs) const {
   T* dst = static_cast<T*>(outputs[0]);
   constexpr double weight = sizeof(T) < 4 ? 0.5 : sizeof(T) / 8.0;
+  auto cost = [](const Piece& p) {
+    return weight * (p.move == Move::GATHER ? 3 : p.move == Move::TRANSPOSE || p.move == Move::PLANES ? 2 : 1) / p.wide;
+  };
   if (fill_) {
     T value;
     std::memcpy(&value, pattern_, sizeof(T));
     share(ctx, count_, weight / 2, [&](int64_t begin, int64_t end, int) { std::fill(dst + begin, dst + end, value); });
   }
-  // Small pieces (a concatenation of many) are shared as whole pieces, big ones by their outer axes.
+  if (slabs_ > 1) {
+    // All pieces a stretch of the destination at a time: its lines are written once, not once for every piece.
+    double work = 0;
+    for (const Piece& p : pieces_) work += cost(p) * static_cast<double>(p.count) + 8.0 * static_cast<double>(p.outer());
+    const auto step = std::max<int64_t>(1, kStretch * slabs_ / (count_ * static_cast<int64_t>(sizeof(T)) + 1));
+    share(ctx, slabs_, work / static_cast<double>(slabs_), [&](int64_t begin, int64_t end, int) {
+      for (int64_t s = begin; s < end; s += step)
+        for (const Piece& p : pieces_) {
+          const int64_t each = p.outer() / slabs_;
+          move_any(p, static_cast<const T*>(inputs[p.origin]), dst, s * each, std::min(s + step, end) * each);
+        }
+    });
+    return;
+  }
   for (const Piece& p : pieces_) {
-    const int inner = p.move == Move::TRANSPOSE ? 2 : 1;
-    int64_t outer = 1;
-    for (int k = 0; k < p.size.rank - inner; ++k) outer *= p.size[k];
-    const double cost = weight * (p.move == Move::GATHER ? 3 : p.move == Move::TRANSPOSE ? 2 : 1);
-    const T* src = static_cast<const T*>(inputs[p.origin]);
-    share(ctx, outer, cost * static_cast<double>(p.count / outer) + 8,
-          [&](int64_t begin, int64_t end, int) { move_piece(p, src, dst, begin, end); });
+    const int64_t outer = p.outer();
+    share(ctx, outer, cost(p) * static_cast<double>(p.count / outer) + 8, [&](int64_t begin, int64_t end, int) {
+      move_any(p, static_cast<const T*>(inputs[p.origin]), dst, begin, end);
+    });
   }
 }
 
