@@ -299,6 +299,7 @@ def test_deep_sub_graphs(depth: int) -> None:
     leaf.CopyFrom(inner)
     data = inner.SerializeToString()
     for _ in range(depth):  # protobuf refuses to build this by messages: nest the bytes
+
         def field(number: int, payload: bytes) -> bytes:
             size, out = len(payload), bytearray()
             while size > 127:

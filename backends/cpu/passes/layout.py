@@ -1,9 +1,9 @@
 """Channels-last layout: convolutions, pools and what lies between them run on ``[N, …, C]``.
 
-Each value may get a *twin* in channels-last order. A convolution reads and writes twins; element-wise ops,
-reductions and gathers follow whichever form their operands have; the plain form is made, once, where an op needs
-it. Every change of form is a raster, so vertical merging afterwards removes those that meet (a channel shuffle
-between two convolutions becomes one raster from twin to twin).
+Each value may get a *twin* in channels-last order. A convolution reads and writes twins; ``forms.py`` decides for
+element-wise ops, reductions and gathers; the plain form is made, once, where an op needs it. Every change of form is a
+raster, so vertical merging afterwards removes those that meet (a channel shuffle between two convolutions becomes one
+raster from twin to twin).
 """
 
 from __future__ import annotations
@@ -11,35 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 
-from mnnpy.backends.cpu.passes.edit import Editor, channels_last, inverse, permuted
+from mnnpy.backends.cpu.passes.edit import Editor, channels_last, permuted
+from mnnpy.backends.cpu.passes.forms import ELEMENTWISE, choose_forms, is_spatial, to_plain
 from mnnpy.decompose.merge import contiguous_view
-from mnnpy.decompose.raster import Region, row_major
-from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Graph, Node, TensorType
 
 __all__ = ["to_channels_last"]
 
-_ELEMENTWISE = {"Unary", "Binary", "Select", "Convert"}
-_ALONG_AXIS = {"Softmax", "LogSoftmax", "PrefixScan"}
-
 
 def to_channels_last(graph: Graph) -> Graph:
     """Rewrite *graph* around its 1-d to 3-d float convolutions and pools; unchanged if it has no convolution."""
-    if not any(_is_spatial(graph, n) and n.op == "Convolution" for n in graph.nodes):
+    if not any(n.op == "Convolution" and is_spatial(graph, n) for n in graph.nodes):
         return graph
     work = _Layout(Editor(graph, "cl"))
-    for node in graph.nodes:
-        work.visit(node)
+    for node, last in zip(graph.nodes, choose_forms(graph), strict=True):
+        work.visit(node, last)
     for name in graph.output_names:
         work.plain(name, "output")
     return work.edit.finish()
-
-
-def _is_spatial(graph: Graph, node: Node) -> bool:
-    if node.op not in ("Convolution", "Pool"):
-        return False
-    t = graph.types.get(node.outputs[0])
-    return isinstance(t, TensorType) and t.dtype is DType.F32 and t.rank in (3, 4, 5) and len(node.outputs) == 1
 
 
 @dataclass(slots=True)
@@ -47,49 +36,36 @@ class _Layout:
     edit: Editor
     twins: dict[str, str] = field(default_factory=dict)  #: plain name → channels-last name
     missing: set[str] = field(default_factory=set)  #: plain names not materialised yet
-    prefers: set[str] = field(default_factory=set)  #: plain values made by rasters out of twins
 
-    def visit(self, node: Node) -> None:
-        if _is_spatial(self.edit.graph, node):
-            self._spatial(node)
-        elif node.op in _ELEMENTWISE and self._follow(node):
-            self._elementwise(node)
-        elif node.op == "Reduce" and self._has_twin(node.inputs[0]):
-            self._reduce(node)
-        elif (node.op in _ALONG_AXIS and self._has_twin(node.inputs[0])) or (
-            node.op == "Gather" and self._has_twin(node.inputs[0]) and len(self.edit.shape(node.inputs[1])) == 1
-        ):
-            self._axis(node)
-        elif node.op == "Raster" and self._squeezes(node):
+    def visit(self, node: Node, last: bool) -> None:
+        """Emit *node*, on twins if *last*."""
+        if node.op == "Raster" and last and self._squeezes(node):
             name, out = node.inputs[0], node.outputs[0]
             shape = permuted(self.edit.shape(out), channels_last(len(self.edit.shape(out))))
             self._define(out, self.edit.view(self.twins[name], shape, node.name))
-        else:
-            if node.op == "Raster":
-                self._note_raster(node)
+        elif not last or node.op == "Raster":
             for name in node.inputs:
                 if name:
                     self.plain(name, node.name)
             self.edit.emit(node)
+        elif is_spatial(self.edit.graph, node):
+            self._spatial(node)
+        elif node.op in ELEMENTWISE:
+            self._elementwise(node)
+        elif node.op == "Reduce":
+            self._reduce(node)
+        else:
+            self._axis(node)
 
     # -- forms --
-
-    def _has_twin(self, name: str) -> bool:
-        return name in self.twins
-
-    def _leans(self, name: str) -> bool:
-        return name in self.twins or name in self.prefers
 
     def plain(self, name: str, origin: str) -> str:
         """Make sure that the plain form of *name* exists."""
         if name in self.missing:
             self.missing.discard(name)
-            twin = self.twins[name]
-            perm = inverse(channels_last(len(self.edit.shape(twin))))
-            shape, out = self.edit.shape(twin), self.edit.shape(name)
-            region = Region(0, out, 0, permuted(row_major(shape), perm), 0, row_major(out))
-            attrs = {"regions": (region,), "shape": out, "fill": None}
-            self.edit.emit(Node("Raster", (twin,), (name,), attrs, origin))
+            out = self.edit.shape(name)
+            attrs = {"regions": (to_plain(out),), "shape": out, "fill": None}
+            self.edit.emit(Node("Raster", (self.twins[name],), (name,), attrs, origin))
         return name
 
     def twin(self, name: str, origin: str) -> str:
@@ -140,22 +116,6 @@ class _Layout:
         edit.emit(Node(node.op, tuple(inputs), (wide,), attrs, node.name), [wide_type])
         self._define(node.outputs[0], edit.view(wide, (batch, width, channels), node.name))
 
-    def _follow(self, node: Node) -> bool:
-        """Whether most of what an element-wise node reads is (or would best be) channels-last."""
-        shape = self.edit.shape(node.outputs[0])
-        if len(shape) not in (3, 4, 5) or not all(shape):
-            return False
-        lean = stay = 0
-        for name in node.inputs:
-            if name in self.edit.constants:
-                continue
-            own = self.edit.shape(name)
-            if self._leans(name) and len(own) == len(shape):
-                lean += prod(own)
-            elif own != permuted_safe(own):
-                stay += prod(own)
-        return lean > 0 and lean >= stay
-
     def _elementwise(self, node: Node) -> None:
         rank = len(self.edit.shape(node.outputs[0]))
         inputs = tuple(self._operand(name, rank, node.name) for name in node.inputs)
@@ -180,17 +140,14 @@ class _Layout:
         rank = len(edit.shape(name))
         perm = channels_last(rank)
         axes = tuple(sorted(perm.index(a) for a in node.attrs["axes"]))
+        twin = self.twin(name, node.name)
         if node.attrs.get("keepdims", True):
             out, out_type = self._new_twin(node.outputs[0])
             attrs = {**node.attrs, "axes": axes}
-            edit.emit(node.replace(inputs=(self.twins[name],), outputs=(out,), attrs=attrs), [out_type])
+            edit.emit(node.replace(inputs=(twin,), outputs=(out,), attrs=attrs), [out_type])
             self._define(node.outputs[0], out)
-        elif set(node.attrs["axes"]) == set(range(2, rank)) or 1 in node.attrs["axes"]:
-            # What is left keeps its order: [N, C], or [N, spatial…] without C.
-            edit.emit(node.replace(inputs=(self.twins[name],), attrs={**node.attrs, "axes": axes}))
         else:
-            self.plain(name, node.name)
-            edit.emit(node)
+            edit.emit(node.replace(inputs=(twin,), attrs={**node.attrs, "axes": axes}))
 
     def _axis(self, node: Node) -> None:
         edit, name = self.edit, node.inputs[0]
@@ -200,24 +157,14 @@ class _Layout:
         attrs = {**node.attrs, "axis": channels_last(rank).index(axis)}
         for other in node.inputs[1:]:
             self.plain(other, node.name)
-        edit.emit(node.replace(inputs=(self.twins[name], *node.inputs[1:]), outputs=(out,), attrs=attrs), [out_type])
+        twin = self.twin(name, node.name)
+        edit.emit(node.replace(inputs=(twin, *node.inputs[1:]), outputs=(out,), attrs=attrs), [out_type])
         self._define(node.outputs[0], out)
 
     def _squeezes(self, node: Node) -> bool:
         """Whether a raster out of a twin only takes out or puts in spatial axes of size 1."""
-        if not self._has_twin(node.inputs[0]) or contiguous_view(node, self.edit.types) != 0:
+        if node.inputs[0] not in self.twins or contiguous_view(node, self.edit.types) != 0:
             return False
         before, after = self.edit.shape(node.inputs[0]), self.edit.shape(node.outputs[0])
         spatial = [[d for d in shape[2:] if d != 1] for shape in (before, after)]
         return len(after) in (3, 4, 5) and before[:2] == after[:2] and spatial[0] == spatial[1]
-
-    def _note_raster(self, node: Node) -> None:
-        rank = len(self.edit.shape(node.outputs[0]))
-        if rank in (3, 4, 5) and any(self._leans(n) and len(self.edit.shape(n)) == rank for n in node.inputs):
-            self.prefers.add(node.outputs[0])
-
-
-def permuted_safe(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """None where moving axis 1 last would move bytes (so the operand counts as staying), else the shape."""
-    moved = [d for d in permuted(shape, channels_last(len(shape))) if d != 1] if len(shape) > 2 else list(shape)
-    return shape if moved == [d for d in shape if d != 1] else None
