@@ -27,6 +27,7 @@ GROUP = "mnnpy.backends"
 BUILT_IN = {
     "cpu": "mnnpy.backends.cpu.provider:CpuBackend",
     "opencl": "mnnpy.backends.opencl.provider:OpenCLBackend",
+    "vulkan": "mnnpy.backends.vulkan.provider:VulkanBackend",
     "null": "mnnpy.backends.null.provider:NullBackend",
     "reference": "mnnpy.backends.reference.provider:ReferenceBackend",
 }

@@ -1,0 +1,149 @@
+"""GLSL 4.50 for Vulkan: buffers are storage blocks, scalars push constants, one shader per kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from mnnpy.backends.kernels.ir import Array, AtomicUpdate, Buffer, Expr, Type, register_type
+from mnnpy.backends.kernels.render import Renderer
+from mnnpy.graph.dtypes import DType
+
+__all__ = ["GlslRenderer"]
+
+_EXTENSIONS = {
+    "storage8": "GL_EXT_shader_8bit_storage",
+    "storage16": "GL_EXT_shader_16bit_storage",
+    "f16": "GL_EXT_shader_explicit_arithmetic_types_float16",
+    "i64": "GL_EXT_shader_explicit_arithmetic_types_int64",
+    "subgroups": "GL_KHR_shader_subgroup_arithmetic",
+}
+_STORAGE = {1: "uint8_t", 2: "uint16_t"}
+_SIGNED = {DType.I8: "int8_t", DType.I16: "int16_t"}
+_BITS = {
+    (DType.F32, DType.I32): "floatBitsToInt", (DType.F32, DType.U32): "floatBitsToUint",
+    (DType.I32, DType.F32): "intBitsToFloat", (DType.U32, DType.F32): "uintBitsToFloat",
+    (DType.F64, DType.I64): "doubleBitsToInt64", (DType.F64, DType.U64): "doubleBitsToUint64",
+    (DType.I64, DType.F64): "int64BitsToDouble", (DType.U64, DType.F64): "uint64BitsToDouble",
+}  # fmt: skip
+_FN = {"+": "old + value", "*": "old * value", "min": "min(old, value)", "max": "max(old, value)"}
+
+
+class GlslRenderer(Renderer):
+    """One kernel as a compute shader. Buffers under atomic update are declared as words and read through their bits."""
+
+    types: ClassVar[Mapping[DType, str]] = {
+        DType.BOOL: "bool", DType.I32: "int", DType.U32: "uint", DType.I64: "int64_t", DType.U64: "uint64_t",
+        DType.F16: "float16_t", DType.F32: "float", DType.F64: "double",
+    }  # fmt: skip
+    functions: ClassVar[Mapping[str, str]] = {"rint": "roundEven", "atan2": "atan"}
+    unroll = "[[unroll]]"
+
+    def header(self) -> list[str]:
+        features = self.kernel.features()
+        lines = ["#version 450", "#extension GL_EXT_control_flow_attributes : enable"]
+        lines += [f"#extension {_EXTENSIONS[f]} : require" for f in sorted(features & set(_EXTENSIONS))]
+        x, y, z = self.kernel.local
+        lines.append(f"layout(local_size_x = {x}, local_size_y = {y}, local_size_z = {z}) in;")
+        for k, b in enumerate(self.kernel.buffers):
+            access = {"r": "readonly ", "w": "", "rw": ""}[b.access]
+            lines.append(
+                f"layout(set = 0, binding = {k}, std430) {access}buffer B{k} {{ {self.element(b)} {b.name}[]; }};"
+            )
+        if self.kernel.scalars:
+            fields = " ".join(f"{self.types[t]} {n};" for n, t in self.kernel.scalars)
+            lines.append(f"layout(push_constant) uniform P {{ {fields} }};")
+        lines += [f"shared {self.type(a.type)} {a.name}[{a.size}];" for a in self.kernel.arrays if a.space == "local"]
+        return lines
+
+    def signature(self) -> list[str]:
+        return ["void main() {"]
+
+    def element(self, buffer: Buffer) -> str:
+        d = buffer.dtype
+        if buffer.atomic:
+            return "uint"
+        if d in _SIGNED:
+            return _SIGNED[d]
+        if d is DType.F16:
+            return "float16_t"
+        if d.itemsize < 4:
+            return _STORAGE[d.itemsize]
+        return self.types[d]
+
+    def identifier(self, kind: str, axis: int) -> str:
+        name = {"global": "gl_GlobalInvocationID", "local": "gl_LocalInvocationID", "group": "gl_WorkGroupID"}[kind]
+        return f"int({name}.{'xyz'[axis]})"
+
+    def declare(self, array: Array) -> str:
+        return "" if array.space == "local" else f"{self.type(array.type)} {array.name}[{array.size}];"
+
+    def load(self, buffer: Buffer, index: str) -> str:
+        at = f"{buffer.name}[{index}]"
+        if buffer.atomic:
+            return self.bitcast(at, Type(DType.U32), Type(register_type(buffer.dtype)))
+        if buffer.dtype is DType.F16:
+            return f"float({at})"
+        if buffer.dtype is DType.BF16:
+            return f"uintBitsToFloat(uint({at}) << 16)"
+        if buffer.dtype is DType.BOOL:
+            return f"(int({at}) != 0)"
+        return at if buffer.dtype.itemsize >= 4 else f"int({at})"
+
+    def store(self, buffer: Buffer, index: str, value: str, lanes: int) -> str:
+        at = f"{buffer.name}[{index}]"
+        if buffer.atomic:
+            return f"{at} = {self.bitcast(value, Type(register_type(buffer.dtype)), Type(DType.U32))};"
+        if buffer.dtype is DType.F16:  # conversion may round either way: pack rounds to nearest on known drivers
+            return f"{at} = float16_t({value});"
+        if buffer.dtype is DType.BF16:
+            rounded = "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16"
+            quiet = f"((bits & 0x7fffffffu) > 0x7f800000u) ? ((bits >> 16) | 0x40u) : ({rounded})"
+            return f"{{ uint bits = floatBitsToUint({value}); {at} = uint16_t({quiet}); }}"
+        if buffer.dtype is DType.BOOL:
+            return f"{at} = uint8_t(({value}) ? 1 : 0);"
+        return f"{at} = {self.element(buffer)}({value});" if buffer.dtype.itemsize < 4 else f"{at} = {value};"
+
+    def cast(self, value: str, source: Type, target: Type) -> str:
+        if target.dtype is DType.BOOL:
+            return f"({value} != {self.literal(Expr('const', Type(source.dtype), (), 0))})"
+        return f"{self.types[target.dtype]}({value})"
+
+    def bitcast(self, value: str, source: Type, target: Type) -> str:
+        if source.dtype is target.dtype:
+            return value
+        name = _BITS.get((source.dtype, target.dtype)) or self.types[target.dtype]
+        return f"{name}({value})"
+
+    def splat(self, value: str, target: Type) -> str:
+        raise NotImplementedError("vectors are scalarised before GLSL")
+
+    def lane(self, value: str, k: int) -> str:
+        raise NotImplementedError("vectors are scalarised before GLSL")
+
+    def call(self, op: str, args: Sequence[str], e: Expr) -> str:
+        if op.startswith("sg_"):
+            return f"subgroup{op[3:].title()}({args[0]})"
+        return super().call(op, args, e)
+
+    def floating(self, text: str, dtype: DType) -> str:
+        return {DType.F64: f"({text}lf)", DType.F16: f"float16_t({text})"}.get(dtype, f"({text})")
+
+    def special(self, value: float, dtype: DType) -> str:
+        if dtype is DType.F64:
+            high = 0x7FF80000 if math.isnan(value) else 0xFFF00000 if value < 0 else 0x7FF00000
+            return f"packDouble2x32(uvec2(0u, {high:#x}u))"
+        word = 0x7FC00000 if math.isnan(value) else 0xFF800000 if value < 0 else 0x7F800000
+        text = f"uintBitsToFloat({word:#x}u)"
+        return f"float16_t({text})" if dtype is DType.F16 else text
+
+    def atomic(self, s: AtomicUpdate) -> str:
+        """Compare-and-swap on the element's bits."""
+        kind = register_type(s.buffer.dtype)
+        at = f"{s.buffer.name}[{self.expr(s.index)}]"
+        old, new = self.bitcast("was", Type(DType.U32), Type(kind)), self.bitcast("next", Type(kind), Type(DType.U32))
+        name = self.types[kind]
+        body = f"was = seen; {name} old = {old}; {name} next = {_FN[s.fn]}; seen = atomicCompSwap({at}, was, {new});"
+        first = f"{name} value = {self.expr(s.value)}; uint seen = {at}; uint was;"
+        return f"{{ {first} do {{ {body} }} while (seen != was); }}"

@@ -1,0 +1,1 @@
+"""Vulkan compute through the ``vulkan`` bindings."""
