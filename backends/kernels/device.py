@@ -95,7 +95,7 @@ class KernelDevice:
 def _tensor_types(graph: Graph) -> dict[str, TensorType]:
     types = {n: t for n, t in graph.types.items() if isinstance(t, TensorType)}
     for name, array in graph.constants.items():
-        types.setdefault(name, TensorType(DType.of(array), tuple(array.shape)))
+        types.setdefault(name, TensorType(DType.of(array.dtype), tuple(array.shape)))
     for v in graph.inputs:
         if isinstance(v, Value) and isinstance(v.type, TensorType):
             types.setdefault(v.name, v.type)

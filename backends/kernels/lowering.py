@@ -101,7 +101,7 @@ class Lowering:
         """A constant of the template's own (uploaded once)."""
         self._count += 1
         name = f"{hint}#{len(self.steps)}.{self._count}"
-        self.types[name] = TensorType(DType.of(array), tuple(array.shape))
+        self.types[name] = TensorType(DType.of(array.dtype), tuple(array.shape))
         self.added[name] = array
         return name
 

@@ -6,7 +6,7 @@ import importlib
 
 __all__ = ["FAMILIES", "load"]
 
-FAMILIES = ("elementwise", "move")
+FAMILIES = ("elementwise", "move", "reduce", "index", "matmul", "window", "order")
 
 
 def load() -> None:

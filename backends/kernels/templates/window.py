@@ -1,0 +1,197 @@
+"""Convolution and Pool: one item per output element, 1 to 3 spatial dims."""
+
+from __future__ import annotations
+
+from math import prod
+
+from mnnpy.backends.kernels.builder import KernelBuilder
+from mnnpy.backends.kernels.functions import wrap
+from mnnpy.backends.kernels.ir import Expr, const, register_type, select
+from mnnpy.backends.kernels.lowering import Lowering, template
+from mnnpy.backends.kernels.templates.reduce import _as, identity
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Node
+
+__all__: list[str] = []
+
+LOCAL = 64
+_FLOATS = frozenset({DType.F16, DType.F32, DType.F64})
+
+
+@template("Convolution")
+def convolution(work: Lowering, node: Node) -> None:
+    """Direct: padding is skipped by bounds on the window, not by tests inside it."""
+    name, weights = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else ""
+    out = node.outputs[0]
+    n_spatial = len(work.shape(name)) - 2
+    dtype = work.dtype(name)
+    kernel, group = work.shape(weights)[2:], node.attrs.get("group", 1)
+    b = KernelBuilder(f"convolution{n_spatial}d", (LOCAL, 1, 1))
+    x, w = b.buffer("x", dtype), b.buffer("w", dtype)
+    buffers = {"x": name, "w": weights, "y": out}
+    extra = b.buffer("bias", dtype) if bias else None
+    if bias:
+        buffers["bias"] = bias
+    y = b.buffer("y", dtype, "w")
+    count, channels, depth = b.scalar("count"), b.scalar("m"), b.scalar("cg")
+    per_group = b.scalar("mg")
+    m, cg = work.shape(weights)[:2]
+    scalars: dict[str, int | float] = {"count": work.count(out), "m": m, "cg": cg, "mg": m // group, "c": cg * group}
+    all_channels = b.scalar("c")
+    sizes = _Sizes(b, work.shape(name)[2:], work.shape(out)[2:], kernel, node, scalars)
+    i = b.let(b.global_id())
+    with b.when(i < count):
+        batch_channel, place = sizes.split(i)
+        channel = b.let(batch_channel % channels)
+        batch = b.let(batch_channel / channels)
+        first = b.let((channel / per_group) * depth)
+        kind = register_type(dtype)
+        total = b.mutable(b.load(extra, channel) if extra is not None else const(0.0 if kind in _FLOATS else 0, kind))
+        with b.loop(0, depth) as c:
+            base_x = b.let((batch * all_channels + first + c) * sizes.volume)
+            base_w = b.let((channel * depth + c) * sizes.taps)
+            with sizes.window(place) as (at_x, at_w):
+                b.assign(total, total + b.load(x, base_x + at_x) * b.load(w, base_w + at_w))
+        b.store(y, i, wrap(total, dtype))
+    work.launch(node, b.build(), buffers, work.grid(work.count(out), LOCAL), scalars)
+
+
+class _Sizes:
+    """Geometry of a window as scalars, and the loops over it."""
+
+    def __init__(
+        self,
+        b: KernelBuilder,
+        size: tuple[int, ...],
+        out: tuple[int, ...],
+        kernel: tuple[int, ...],
+        node: Node,
+        scalars: dict[str, int | float],
+    ) -> None:
+        self.b = b
+        self.rank = len(size)
+        strides, pads, dilations = (node.attrs[a] for a in ("strides", "pads", "dilations"))
+        for d in range(self.rank):
+            scalars |= {
+                f"i{d}": size[d], f"o{d}": out[d], f"k{d}": kernel[d], f"s{d}": strides[d], f"d{d}": dilations[d],
+                f"p{d}": pads[d],
+            }  # fmt: skip
+        scalars |= {"volume": prod(size), "taps": prod(kernel)}
+        self.size, self.out, self.kernel, self.stride, self.dilation, self.pad = (
+            [b.scalar(f"{h}{d}") for d in range(self.rank)] for h in "ioksdp"
+        )
+        self.volume, self.taps = b.scalar("volume"), b.scalar("taps")
+
+    def split(self, flat: Expr) -> tuple[Expr, list[Expr]]:
+        """(everything before the spatial dims, spatial coordinates) of an output index."""
+        found = self.b.unravel(flat, [1, *self.out])
+        return found[0], found[1:]
+
+    def window(self, place: list[Expr]) -> _Window:
+        return _Window(self, place)
+
+
+class _Window:
+    """Nested loops over the taps that lie inside the input: (offset in the input, offset in the kernel)."""
+
+    def __init__(self, sizes: _Sizes, place: list[Expr]) -> None:
+        self.sizes, self.place = sizes, place
+        self.open: list[object] = []
+
+    def __enter__(self) -> tuple[Expr, Expr]:
+        z, b = self.sizes, self.sizes.b
+        at_x: Expr = const(0)
+        at_w: Expr = const(0)
+        for d in range(z.rank):
+            start = b.let(self.place[d] * z.stride[d] - z.pad[d])
+            low = b.let(select(start < 0, (z.dilation[d] - 1 - start) / z.dilation[d], const(0)))
+            room = b.let(z.size[d] - start)
+            high = b.let(select(room > 0, (room + z.dilation[d] - 1) / z.dilation[d], const(0)).min(z.kernel[d]))
+            loop = b.loop(low, high)
+            tap = loop.__enter__()
+            self.open.append(loop)
+            at_x = b.let(at_x * z.size[d] + start + tap * z.dilation[d])
+            at_w = b.let(at_w * z.kernel[d] + tap)
+        return at_x, at_w
+
+    def __exit__(self, *error: object) -> None:
+        while self.open:
+            self.open.pop().__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+@template("Pool")
+def pool(work: Lowering, node: Node) -> None:
+    """Max (with indices), Average and Lp."""
+    name, out = node.inputs[0], node.outputs[0]
+    with_indices = len(node.outputs) > 1 and bool(node.outputs[1])
+    fn, dtype = node.attrs["fn"], work.dtype(name)
+    size, result = work.shape(name)[2:], work.shape(out)[2:]
+    b = KernelBuilder(f"pool_{fn.lower()}", (LOCAL, 1, 1))
+    x, y = b.buffer("x", dtype), b.buffer("y", dtype, "w")
+    places = b.buffer("at", DType.I64, "w") if with_indices else None
+    count = b.scalar("count")
+    scalars: dict[str, int | float] = {"count": work.count(out)}
+    sizes = _Sizes(b, size, result, node.attrs["kernel"], node, scalars)
+    p = int(node.attrs.get("p", 2))
+    i = b.let(b.global_id())
+    with b.when(i < count):
+        line, place = sizes.split(i)
+        line = b.let(line)
+        kind = register_type(dtype)
+        total = b.mutable(_as(identity("Max", dtype) if fn == "Max" else 0, kind))
+        best = b.mutable(const(-1))
+        seen = b.mutable(const(0))
+        base = b.let(line * sizes.volume)
+        with sizes.window(place) as (at, _):
+            v = b.let(b.load(x, base + at))
+            if fn == "Max":
+                ahead = (v > total) | (best < 0)
+                ahead = ahead | v.call("isnan") if kind in _FLOATS else ahead
+                with b.when(ahead):
+                    b.assign(total, v)
+                    b.assign(best, at)
+            elif fn == "Average":
+                b.assign(total, total + v)
+                b.assign(seen, seen + 1)
+            else:
+                size_of = v.call("abs") if p != 2 else v
+                power = size_of if p == 1 else size_of * size_of if p == 2 else size_of.call("pow", float(p))
+                b.assign(total, total + power)
+        b.store(y, i, _finished(b, node, sizes, place, fn, total, seen, p))
+        if places is not None:
+            b.store(places, i, (base + _order(b, node, sizes, best)).cast(DType.I64))
+    buffers = {"x": name, "y": out} | ({"at": node.outputs[1]} if with_indices else {})
+    work.launch(node, b.build(), buffers, work.grid(work.count(out), LOCAL), scalars)
+
+
+def _finished(
+    b: KernelBuilder, node: Node, sizes: _Sizes, place: list[Expr], fn: str, total: Expr, seen: Expr, p: int
+) -> Expr:
+    if fn == "Max":
+        return total
+    if fn == "Average":
+        number = seen
+        if node.attrs.get("count_include_pad", False):
+            pads = node.attrs["pads"]
+            number = const(1)
+            for d in range(sizes.rank):
+                start = place[d] * sizes.stride[d] - sizes.pad[d]
+                room = sizes.size[d] + int(pads[sizes.rank + d]) - start
+                inside = ((room + sizes.dilation[d] - 1) / sizes.dilation[d]).min(sizes.kernel[d])
+                number = number * inside
+        return total / number.max(1).cast(total.dtype)
+    if p == 1:
+        return total
+    return total.call("sqrt") if p == 2 else total.call("pow", 1.0 / p)
+
+
+def _order(b: KernelBuilder, node: Node, sizes: _Sizes, at: Expr) -> Expr:
+    """The flat index within the spatial dims, column-major where asked."""
+    if not node.attrs.get("column_major", False):
+        return at
+    coordinates = b.unravel(at, [1, *sizes.size])[1:]
+    flat: Expr = const(0)
+    for d in reversed(range(sizes.rank)):
+        flat = flat * sizes.size[d] + coordinates[d]
+    return flat
