@@ -190,4 +190,4 @@ class KernelBuilder:
 
     def _name(self, hint: str) -> str:
         self._count += 1
-        return f"{hint}{self._count}"
+        return f"{hint}{self._count}_"  # names of buffers and scalars end otherwise

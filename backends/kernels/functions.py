@@ -63,9 +63,7 @@ def unary(b: KernelBuilder, fn: str, x: Expr, dtype: DType, alpha: float = 0.0, 
         return _ARITHMETIC[fn](x)
     if fn in _EXACT:
         return _EXACT[fn](b, x, alpha, beta)
-    if x.dtype is DType.F64:
-        raise Declined(f"{fn} of f64 has no kernel")
-    if fn in _PLAIN:
+    if fn in _PLAIN or (x.dtype is DType.F64 and fn in _LIBRARY):
         return x.call(fn.lower())
     if fn in _BUILT:
         return _BUILT[fn](b, x, alpha, beta)
@@ -130,16 +128,22 @@ _EXACT: dict[str, Unary] = {
 
 #: Functions that every dialect has for f32 (and not all for f64).
 _PLAIN = frozenset({"Exp", "Log", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan"})
+#: What is built below with the precision of f32; in f64 the dialect's own function is taken (feature ``f64_math``).
+_LIBRARY = frozenset({"Expm1", "Log1p", "Erf", "Tanh", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh"})
 
 
 def _expm1(b: KernelBuilder, x: Expr, *_: float) -> Expr:
     """exp(x) − 1 without cancellation: a Taylor polynomial near 0."""
+    if x.dtype is DType.F64:
+        return x.call("expm1")
     near = x * (1.0 + x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x * (1.0 / 120 + x * (1.0 / 720 + x * (1.0 / 5040)))))))
     return select(x.call("abs") < 0.5, near, x.call("exp") - 1.0)
 
 
 def _log1p(b: KernelBuilder, x: Expr, *_: float) -> Expr:
     """log(1 + x) by Kahan's correction of the rounding of 1 + x."""
+    if x.dtype is DType.F64:
+        return x.call("log1p")
     u = b.let(1.0 + x)
     exact = eq(u, 1.0)
     safe = b.let(select(exact, const(2.0, x.type), u))
@@ -148,6 +152,8 @@ def _log1p(b: KernelBuilder, x: Expr, *_: float) -> Expr:
 
 def _erf(b: KernelBuilder, x: Expr, *_: float) -> Expr:
     """Abramowitz and Stegun 7.1.26 is too coarse; a Taylor series below 1 and a continued product above reach 1e-7."""
+    if x.dtype is DType.F64:
+        return x.call("erf")
     a = b.let(x.call("abs"))
     s = b.let(x * x)
     series: Expr = const(0.0, x.type)
@@ -176,6 +182,8 @@ def _erf(b: KernelBuilder, x: Expr, *_: float) -> Expr:
 
 def _tanh(b: KernelBuilder, x: Expr, *_: float) -> Expr:
     """Odd; by expm1 so that small arguments keep their digits, saturated so that nothing overflows."""
+    if x.dtype is DType.F64:
+        return x.call("tanh")
     a = b.let(x.call("abs").min(15.0))
     e = b.let(_expm1(b, b.let(2.0 * a)))
     t = e / (e + 2.0)
@@ -284,8 +292,6 @@ def _fmod(b: KernelBuilder, x: Expr, y: Expr) -> Expr:
 
 def _pow(b: KernelBuilder, x: Expr, y: Expr) -> Expr:
     """As IEEE 754 pow: negative bases have integral exponents only."""
-    if x.dtype is DType.F64:
-        raise Declined("Pow of f64 has no kernel")
     whole = b.let(eq(y.call("floor"), y))
     odd = b.let(whole & ne((y * 0.5).call("floor"), y * 0.5) & (y.call("abs") < 16777216.0))
     size = b.let(x.call("abs").call("pow", y))
@@ -297,8 +303,6 @@ def _pow(b: KernelBuilder, x: Expr, y: Expr) -> Expr:
 
 
 def _atan2(b: KernelBuilder, y: Expr, x: Expr) -> Expr:
-    if x.dtype is DType.F64:
-        raise Declined("Atan2 of f64 has no kernel")
     return y.call("atan2", x)
 
 

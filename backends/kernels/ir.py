@@ -206,8 +206,14 @@ class Expr:
 #: Functions of one to three registers that every dialect has for f32. All else is built from them in ``functions.py``.
 FUNCTIONS = frozenset(
     {"sqrt", "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "floor", "ceil", "rint",
-     "trunc", "abs", "isnan", "isinf", "pow", "atan2", "min", "max", "fma", "sg_add", "sg_max", "sg_min"}
+     "trunc", "abs", "isnan", "isinf", "pow", "atan2", "min", "max", "fma", "sg_add", "sg_max", "sg_min",
+     "expm1", "log1p", "erf", "asinh", "acosh", "atanh"}  # the last six of f64 only
 )  # fmt: skip
+#: Functions of f64 that a device with f64 arithmetic may still lack (feature ``f64_math``).
+_TRANSCENDENTAL = FUNCTIONS - {
+    "sqrt", "floor", "ceil", "rint", "trunc", "abs", "isnan", "isinf", "min", "max", "fma",
+    "sg_add", "sg_max", "sg_min",
+}  # fmt: skip
 _COMPARISONS = frozenset({"<", "<=", ">", ">=", "==", "!="})
 _PYTHON: dict[str, Callable[[Any, Any], Any]] = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "min": min, "max": max,
@@ -401,6 +407,8 @@ class Kernel:
             if isinstance(item, Expr):
                 if item.dtype in names:
                     found.add(names[item.dtype])
+                if item.dtype is DType.F64 and item.op in _TRANSCENDENTAL:
+                    found.add("f64_math")
                 if item.op.startswith("sg_"):
                     found.add("subgroups")
             elif isinstance(item, AtomicUpdate):

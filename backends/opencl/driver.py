@@ -147,7 +147,7 @@ class OpenCLDriver:
 def _caps(device: Any) -> Caps:
     words = device.extensions.split()
     features = {"i64", "storage8", "storage16", "atomics"}
-    features |= {"f64"} if "cl_khr_fp64" in words or device.double_fp_config else set()
+    features |= {"f64", "f64_math"} if "cl_khr_fp64" in words or device.double_fp_config else set()
     features |= {"f16"} if "cl_khr_fp16" in words else set()
     features |= {"subgroups"} if "cl_khr_subgroups" in words else set()
     cpu = bool(device.type & cl.device_type.CPU)
