@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "strassen.h"
+
 namespace mnnpy::MNNPY_NS {
 
 bool conv_shape(const NodeDesc& node, bool channels_last, ConvShape& s, const char*& why) {
@@ -105,9 +107,11 @@ class ConvDirect final : public Kernel {
       depth_ *= s.kernel[2];
       gemm_.kernel[2] = 1;
     }
-    panels_ = Panels(s.mg());
-    group_floats_ = static_cast<size_t>(panels_.width * taps_ * depth_);
     const int64_t rows = s.batch * s.out_pixels();
+    if (plain_ && s.group == 1)
+      strassen_ = Strassen::plan(rows, s.m, s.c, ctx.threads, node.s("algorithm", "auto"), node.i("levels", 0));
+    panels_ = strassen() ? strassen_.panels() : Panels(s.mg());
+    group_floats_ = static_cast<size_t>(panels_.width * taps_ * depth_);
     blocks_ = plan_blocks(rows, taps_, depth_, panels_, std::max<int>(1, ctx.threads / static_cast<int>(std::min<int64_t>(s.group, 1024))));
     zeros_ = Floats(static_cast<size_t>(depth_) + W);
     std::memset(zeros_.data(), 0, zeros_.bytes());
@@ -122,13 +126,17 @@ class ConvDirect final : public Kernel {
 
   size_t packed_bytes() const override { return packed_.bytes() + zeros_.bytes(); }
   bool consumed(int input) const override { return input == 1 && constant_; }
-  bool in_place(int input) const override { return input == 3 && !blocks_.split(); }
+  bool in_place(int input) const override { return input == 3 && !(strassen() ? strassen_.split() : blocks_.split()); }
+  bool strassen() const { return strassen_.levels() > 0; }
   std::string algorithm() const override {
+    if (strassen()) return strassen_.levels() == 1 ? "conv-1x1-strassen" : "conv-1x1-strassen-2";
     if (plain_) return s_.group == 1 ? "conv-1x1" : "conv-1x1-grouped";
     return merged_ ? "conv-lines" : s_.group == 1 ? "conv-direct" : "conv-direct-grouped";
   }
 
-  size_t scratch_bytes(int) const override { return (weight_floats() + turned_floats() + copy_floats()) * sizeof(float); }
+  size_t scratch_bytes(int threads) const override {
+    return (weight_floats() + turned_floats() + copy_floats() + strassen_.scratch_floats(threads)) * sizeof(float);
+  }
 
   void run(const RunContext& ctx, const void* const* inputs, void* const* outputs) const override {
     const auto* x = static_cast<const float*>(inputs[0]);
@@ -143,6 +151,10 @@ class ConvDirect final : public Kernel {
     e.residual = has_residual_ ? static_cast<const float*>(inputs[3]) : nullptr;
     auto* y = static_cast<float*>(outputs[0]);
     const int64_t rows = s_.batch * s_.out_pixels();
+    if (strassen()) {
+      strassen_.run(x, s_.c, packed, y, s_.m, e, scratch + weight_floats(), ctx.pool);
+      return;
+    }
     if (plain_ && s_.group == 1) {
       run_blocks(blocks_, panels_, packed, rows, 1, depth_, y, s_.m, e, ctx.pool, MatrixRows{x, s_.c});
       return;
@@ -208,6 +220,7 @@ class ConvDirect final : public Kernel {
 
   ConvShape s_, gemm_;
   Epilogue epilogue_;
+  Strassen strassen_;
   Panels panels_;
   Blocking blocks_;
   Floats packed_, zeros_;
@@ -219,12 +232,15 @@ class ConvDirect final : public Kernel {
 std::unique_ptr<Kernel> make_conv(const NodeDesc& node, const BuildContext& ctx) {
   if (node.s("layout", "NCHW") != "NHWC") return decline(ctx, "layout is not NHWC");
   const std::string algorithm = node.s("algorithm", "auto");
-  if (algorithm != "auto" && algorithm != "direct") return decline(ctx, "another algorithm was asked for");
+  if (algorithm != "auto" && algorithm != "direct" && algorithm != "strassen") return decline(ctx, "another algorithm was asked for");
   ConvShape s;
   Epilogue e;
   const char* why = "";
   if (!conv_shape(node, true, s, why) || !conv_operands(node, s, e, why)) return decline(ctx, why);
-  return std::make_unique<ConvDirect>(node, ctx, s, e);
+  auto kernel = std::make_unique<ConvDirect>(node, ctx, s, e);
+  if (algorithm == "strassen" && !kernel->strassen())
+    return decline(ctx, "Strassen's algorithm takes 1x1 kernels of stride 1 without groups and padding");
+  return kernel;
 }
 
 }  // namespace

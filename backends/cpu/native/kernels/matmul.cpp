@@ -1,6 +1,8 @@
 // MatMul for f32: numpy.matmul with transposed operands, bias, residual and activation.
 #include "matmul.h"
 
+#include "strassen.h"
+
 namespace mnnpy::MNNPY_NS {
 
 std::optional<MatMulProblem> matmul_problem(const NodeDesc& node, const char*& why) {
@@ -88,10 +90,11 @@ class MatMulF32 final : public Kernel {
       mode_ = PACK;
     }
     if (mode_ == PACKED || mode_ == PACK) {
-      panels_ = Panels(p_.n);
-      matrix_ = static_cast<size_t>(panels_.width * p_.k);
       // Many small products: one chunk each. Otherwise each product is shared by all threads.
       by_batch_ = p_.batches >= 2 * ctx.threads || ctx.threads == 1;
+      strassen_ = Strassen::plan(p_.m, p_.n, p_.k, by_batch_ ? 1 : ctx.threads, node.s("algorithm", "auto"), node.i("levels", 0));
+      panels_ = strassen_.levels() > 0 ? strassen_.panels() : Panels(p_.n);
+      matrix_ = static_cast<size_t>(panels_.width * p_.k);
       blocks_ = plan_blocks(p_.m, 1, p_.k, panels_, by_batch_ ? 1 : ctx.threads);
     }
     if (mode_ == PACKED) {
@@ -106,16 +109,17 @@ class MatMulF32 final : public Kernel {
   bool consumed(int input) const override { return input == 1 && mode_ == PACKED; }
   // A partial sum in the output would destroy a residual that shares its memory.
   bool in_place(int input) const override {
-    return input == 3 && (mode_ == DOT || ((mode_ == PACK || mode_ == PACKED) && !blocks_.split()));
+    return input == 3 && (mode_ == DOT || ((mode_ == PACK || mode_ == PACKED) && !(strassen_.levels() > 0 ? strassen_.split() : blocks_.split())));
   }
   std::string algorithm() const override {
     static constexpr const char* kModes[] = {"fill", "dot", "gemv", "gemm-packed", "gemm"};
+    if (strassen_.levels() > 0) return strassen_.levels() == 1 ? "gemm-strassen" : "gemm-strassen-2";
     return mode_ == PACKED && p_.m == 1 ? "gemv-packed" : kModes[mode_];
   }
 
   size_t scratch_bytes(int threads) const override {
     const size_t slots = by_batch_ ? static_cast<size_t>(threads) : 1;
-    return (packing_floats() + turning_floats()) * slots * sizeof(float);
+    return per_slot(by_batch_ && p_.batches > 1 ? 1 : threads) * slots * sizeof(float);
   }
 
   void run(const RunContext& ctx, const void* const* inputs, void* const* outputs) const override {
@@ -133,16 +137,16 @@ class MatMulF32 final : public Kernel {
       default: break;
     }
     auto* scratch = reinterpret_cast<float*>(ctx.scratch);
-    const size_t per_slot = packing_floats() + turning_floats();
     if (by_batch_ && p_.batches > 1) {
       ctx.pool->parallel_for(p_.batches, [&](int64_t q, int slot) {
-        one(q, a, b, c, e, residual, scratch + per_slot * static_cast<size_t>(slot), nullptr);
+        one(q, a, b, c, e, residual, scratch + per_slot(1) * static_cast<size_t>(slot), nullptr);
       });
     } else {
       for (int64_t q = 0; q < p_.batches; ++q) one(q, a, b, c, e, residual, scratch, ctx.pool);
     }
   }
 
+  bool strassen() const { return strassen_.levels() > 0; }
   void residual_at(bool present) { has_residual_ = present; }
 
  private:
@@ -152,6 +156,8 @@ class MatMulF32 final : public Kernel {
   size_t turning_floats() const {
     return p_.trans_a && (mode_ == PACK || mode_ == PACKED) ? round_up_64(static_cast<size_t>(p_.m * p_.k)) : 0;
   }
+  // Floats of scratch for one product that `threads` work on.
+  size_t per_slot(int threads) const { return packing_floats() + turning_floats() + strassen_.scratch_floats(threads); }
   const void* residual_input(const void* const* inputs) const { return has_residual_ ? inputs[3] : nullptr; }
 
   void pack(const float* b, int64_t matrix, float* to, size_t first, size_t last) const {
@@ -181,7 +187,11 @@ class MatMulF32 final : public Kernel {
       rows.a = turned;
     }
     if (residual != nullptr) e.residual = residual + q * p_.m * p_.n;
-    run_blocks(blocks_, panels_, packed, p_.m, 1, p_.k, c + q * p_.m * p_.n, p_.n, e, pool, rows);
+    c += q * p_.m * p_.n;
+    if (strassen_.levels() > 0)
+      strassen_.run(rows.a, p_.k, packed, c, p_.n, e, scratch + packing_floats() + turning_floats(), pool);
+    else
+      run_blocks(blocks_, panels_, packed, p_.m, 1, p_.k, c, p_.n, e, pool, rows);
   }
 
   // act(scale · sum + bias + residual) for a run of outputs that starts at column 0 of one row.
@@ -281,6 +291,7 @@ class MatMulF32 final : public Kernel {
 
   MatMulProblem p_;
   Epilogue epilogue_;
+  Strassen strassen_;
   Panels panels_;
   Blocking blocks_;
   Floats packed_;
@@ -294,7 +305,7 @@ std::unique_ptr<Kernel> make_matmul(const NodeDesc& node, const BuildContext& ct
   if (node.inputs.size() < 2 || node.inputs.size() > 4 || node.outputs.size() != 1)
     return decline(ctx, "takes two to four operands");
   const std::string algorithm = node.s("algorithm", "auto");
-  if (algorithm != "auto" && algorithm != "direct") return decline(ctx, "another algorithm was asked for");
+  if (algorithm != "auto" && algorithm != "direct" && algorithm != "strassen") return decline(ctx, "another algorithm was asked for");
   for (const auto& t : node.inputs)
     if (t.present && t.dtype != DType::F32) return decline(ctx, "the fast product is f32 only");
   if (node.outputs[0].dtype != DType::F32) return decline(ctx, "the fast product is f32 only");
@@ -309,6 +320,8 @@ std::unique_ptr<Kernel> make_matmul(const NodeDesc& node, const BuildContext& ct
   if (residual && node.inputs[3].count() != node.outputs[0].count()) return decline(ctx, "the residual has another size");
   auto kernel = std::make_unique<MatMulF32>(node, ctx, std::move(*problem), *epilogue);
   kernel->residual_at(residual);
+  if (algorithm == "strassen" && !kernel->strassen())
+    return decline(ctx, "Strassen's algorithm needs at least two rows, k and panels of columns");
   return kernel;
 }
 
