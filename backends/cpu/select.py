@@ -32,6 +32,8 @@ from mnnpy.search.records import Record, Records, cache_folder
 
 __all__ = ["Choice", "accepted", "records", "select_algorithms"]
 
+#: Ops beside those of the table whose kernels use bf16 products with precision="low" where they can.
+LOW = frozenset({"FusedAttention", "LSTM", "GRU", "RNN"})
 #: Seconds of a layer below which its algorithm is left to the cost model without measuring.
 MATTERS = 20e-6
 #: Candidates predicted to take this much longer than the best one are not measured.
@@ -115,7 +117,7 @@ def select_algorithms(
     """
     if precision == "low":
         low = {"precision": "low"}
-        nodes = [n.replace(attrs={**n.attrs, **low}) if n.op in TABLE else n for n in graph.nodes]
+        nodes = [n.replace(attrs={**n.attrs, **low}) if n.op in TABLE or n.op in LOW else n for n in graph.nodes]
         graph = graph.replace(nodes=tuple(nodes))
     views = [v for v in (_view(n, graph) for n in graph.nodes if n.op in TABLE) if selectable(v)]
     if not views:

@@ -70,8 +70,18 @@ def matmul(
     return name
 
 
-SIZES = [(7, 33, 17), (49, 100, 64), (13, 16, 131), (1, 700, 33), (50, 70, 1501), (6, 9, 8), (129, 8, 40),
-         (200, 65, 1024), (3, 200, 4097), (97, 257, 511)]  # fmt: skip
+SIZES = [
+    (7, 33, 17),
+    (49, 100, 64),
+    (13, 16, 131),
+    (1, 700, 33),
+    (50, 70, 1501),
+    (6, 9, 8),
+    (129, 8, 40),
+    (200, 65, 1024),
+    (3, 200, 4097),
+    (97, 257, 511),
+]
 
 
 @needs_bf16
@@ -243,7 +253,8 @@ def test_sessions(name: str) -> None:
     want = mnnpy.Session(model, "reference").run(None, feeds)
     for precision, bar in (("low", LOOSE), ("normal", 3e-5), ("high", 3e-5)):
         for threads in (1, 2):
-            session = mnnpy.Session(model, precision=precision, threads=threads)
+            forced = {"MatMul": "bf16", "Convolution": "bf16"} if precision == "low" else {}  # else by what is faster
+            session = mnnpy.Session(model, precision=precision, threads=threads, algorithms=forced)
             for got, right in zip(session.run(None, feeds), want, strict=True):
                 assert_close(got, right, bar)
             shown = [r["algorithm"] for r in session.explain().rows if r["op"] in ("MatMul", "Convolution")]
@@ -252,3 +263,89 @@ def test_sessions(name: str) -> None:
             head = str(session.explain()).partition(";")[0]
             assert head.startswith(f"precision {precision}")
             assert ("in bf16" in head) == (precision == "low")
+
+
+def attention_attrs(q: Array, k: Array, v: Array, **more: Any) -> dict[str, Any]:
+    """Attributes of dense operands [heads, length, features]."""
+    views = {n: [0, a.shape[1] * a.shape[2], a.shape[2]] for n, a in (("q", q), ("k", k), ("v", v))}
+    h, s, d = q.shape
+    t, dv = v.shape[1:]
+    sizes = {"batch": [h], "q_len": s, "k_len": t, "dim": d, "v_dim": dv, "scale": d**-0.5}
+    return {**sizes, **views, "out": [0, s * dv, dv], "precision": "low", **more}
+
+
+@needs_bf16
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention(threads: int, masked: bool) -> None:
+    """Lengths and sizes that are odd, one block of keys or several, few and many queries."""
+    for h, s, t, d, dv in [
+        (3, 7, 7, 8, 8),
+        (2, 65, 130, 64, 64),
+        (2, 33, 257, 31, 100),
+        (1, 197, 197, 64, 9),
+        (2, 20, 1, 9, 33),
+    ]:
+        q, k, v = make(h, s, d), make(h, t, d, seed=1), make(h, t, dv, seed=2)
+        mask = np.where(make(h, s, t, seed=3) > 1, np.float32(-1e4), make(h, s, t, seed=4)) if masked else None
+        scores = (rounded(q * np.float32(d**-0.5)) @ rounded(k).swapaxes(1, 2)) + (0 if mask is None else mask)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        want = weights @ rounded(v) / weights.sum(-1, keepdims=True)
+        exact = (q.astype(np.float64) * d**-0.5) @ k.swapaxes(1, 2) + (0 if mask is None else mask)
+        exact = np.exp(exact - exact.max(-1, keepdims=True))
+        exact = exact @ v.astype(np.float64) / exact.sum(-1, keepdims=True)
+        attrs = attention_attrs(q, k, v)
+        if masked:
+            attrs["mask"] = [0, s * t, t, 1]
+        made: list[Any] = []
+        operands = [q, k, v, mask] if masked else [q, k, v]
+        [got] = run_kernel("FusedAttention", operands, [(want.shape, np.float32)], attrs, threads=threads, program=made)
+        assert made[0].describe()[0]["algorithm"] == "blocks-bf16"
+        assert_close(got, want, 4e-3)  # the weights are rounded as well: 2^-9 of each
+        assert_close(got, exact, LOOSE)
+
+
+@needs_bf16
+def test_attention_ignores_what_lies_behind() -> None:
+    """An odd number of features: the next element in memory is infinite."""
+    packed = make(1, 20, 10)
+    packed[..., 9] = np.inf
+    view = [0, 200, 10]
+    attrs = {**attention_attrs(*(packed[..., :9],) * 3), "q": view, "k": view, "v": view}
+    [got] = run_kernel("FusedAttention", [packed] * 3, [((1, 20, 9), np.float32)], attrs)
+    assert np.isfinite(got).all()
+
+
+def test_few_queries_and_other_tiers_stay_f32() -> None:
+    for s, precision in ((2, "low"), (20, "normal"), (20, "")):
+        q = make(1, s, 16)
+        made: list[Any] = []
+        attrs = attention_attrs(q, q, q, precision=precision)
+        run_kernel("FusedAttention", [q] * 3, [(q.shape, np.float32)], attrs, program=made)
+        assert "bf16" not in made[0].describe()[0]["algorithm"]
+
+
+@needs_bf16
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_recurrent(op: str, direction: str) -> None:
+    gates, directions = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 2 if direction == "bidirectional" else 1
+    for steps, batch, size, hidden, threads in (
+        (5, 3, 7, 19, 1),
+        (60, 1, 16, 32, 2),
+        (4, 2, 3, 8, 7),
+        (3, 1, 64, 400, 2),
+    ):
+        weights = [make(directions, gates * hidden, k) / np.float32(2 * k**0.5) for k in (size, hidden)]
+        inputs = [make(steps, batch, size), *weights, make(directions, 2 * gates * hidden)]
+        for extra in [{"linear_before_reset": 0}, {"linear_before_reset": 1}] if op == "GRU" else [{}]:
+            want = oracle(op)(*inputs, direction=direction, **extra)
+            for constant in ((1, 2), ()):
+                made: list[Any] = []
+                attrs = {"direction": direction, "precision": "low", **extra}
+                shapes = [(w.shape, np.float32) for w in want]
+                got = run_kernel(op, inputs, shapes, attrs, constant=constant, threads=threads, program=made)
+                assert made[0].describe()[0]["algorithm"] == "recurrent-bf16"
+                for g, w in zip(got, want, strict=True):
+                    assert_close(g, w, LOOSE)
+                    assert not np.array_equal(g, w)

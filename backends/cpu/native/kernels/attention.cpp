@@ -3,7 +3,8 @@
 //
 // A chunk is a block of up to kQueries queries of one batch item. Scores are kept turned, [key][query]: rows of K are
 // then the left operand of the product as they lie in memory, the largest score and the sum of a query are a lane each,
-// and only the queries have to be turned.
+// and only the queries have to be turned. With precision="low" both products multiply bf16 pairs (of features, of keys),
+// where the CPU has them; scores, weights and sums stay f32.
 //
 // Operands q, k, v and optionally mask; attributes:
 //   batch                 sizes of the batch axes (any number; heads are one of them)
@@ -17,7 +18,8 @@
 #include <memory>
 #include <string>
 
-#include "gemm.h"
+#include "gemm_bf16.h"
+#include "kernels/attention.h"
 #include "kernels/light.h"
 
 namespace mnnpy::MNNPY_NS {
@@ -49,20 +51,6 @@ MNNPY_INLINE VF exp_score(VF x) {
 
 // ---- O[query][column] = Σ over keys P[key][query] · V[key][column] ---------------------------------------------------
 
-struct WeightedArgs {
-  const float* p;        // [depth][ldp]
-  int64_t ldp;
-  const float* v;        // [depth][NV·W]
-  int64_t depth;
-  const float* before;   // sums of earlier keys, rows ld_before apart; or nullptr
-  int64_t ld_before;
-  const float* decay;    // per query, of those sums
-  const float* factor;   // per query, of the result; or nullptr
-  float* out;
-  int64_t ld_out;
-  int cols;              // valid columns of the result, (NV-1)·W < cols <= NV·W
-};
-
 template <int MR, int NV>
 [[gnu::noinline]] void weighted(const WeightedArgs& t) {
   VF acc[MR][NV];
@@ -82,32 +70,8 @@ template <int MR, int NV>
       for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
     }
   }
-  if (t.before != nullptr) {
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] += splat(t.decay[r]) * load(t.before + r * t.ld_before + v * W);
-  }
-  if (t.factor != nullptr) {
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] *= t.factor[r];
-  }
-  const int tail = t.cols - (NV - 1) * W;
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      float* to = t.out + r * t.ld_out + v * W;
-      if (v == NV - 1 && tail < W)
-        store_partial(to, acc[r][v], tail);
-      else
-        store(to, acc[r][v]);
-    }
+  finish_weighted(acc, t);
 }
-
-using WeightedFn = void (*)(const WeightedArgs&);
 
 template <int NV, int... R>
 constexpr void fill_column(WeightedFn (&table)[kMaxRows + 1], std::integer_sequence<int, R...>) {
@@ -242,7 +206,7 @@ struct Problem {
 
 class FusedAttention final : public Kernel {
  public:
-  explicit FusedAttention(Problem p) : p_(std::move(p)), panels_(p_.v_dim) {
+  FusedAttention(Problem p, bool low) : p_(std::move(p)), panels_(p_.v_dim) {
     for (int64_t item = 0; item < p_.items; ++item)
       for (const View* view : {&p_.q, &p_.k, &p_.v, &p_.out, &p_.mask}) offsets_.push_back(offset_of(*view, item));
     const int64_t vectors = (p_.q_len + W - 1) / W;
@@ -250,12 +214,14 @@ class FusedAttention final : public Kernel {
     const int64_t key_blocks = std::max<int64_t>(1, (p_.k_len + kKeys - 1) / kKeys);
     keys_ = (p_.k_len + key_blocks - 1) / key_blocks;
     few_ = p_.q_len <= kFew;
+    pairs_ = low && !few_ && std::min(p_.dim, p_.v_dim) >= 8;
+    for (int nv = 1; nv <= kMaxNV && pairs_; ++nv) query_panels_[nv] = Panels(nv * W);
     mask_ = !p_.has_mask ? Mask::NONE
             : p_.mask.step == 0 || p_.q_len == 1 ? (p_.pick ? Mask::PICK_KEYS : Mask::ADD_KEYS)
                                                  : (p_.pick ? Mask::PICK : Mask::ADD);
   }
 
-  std::string algorithm() const override { return few_ ? "rows" : "blocks"; }
+  std::string algorithm() const override { return few_ ? "rows" : pairs_ ? "blocks-bf16" : "blocks"; }
 
   size_t scratch_bytes(int threads) const override { return slot_floats() * sizeof(float) * static_cast<size_t>(threads); }
 
@@ -280,8 +246,11 @@ class FusedAttention final : public Kernel {
   size_t slot_floats() const {
     if (few_) return up(p_.k_len) * 2;
     return up(p_.dim * kQueries) + up(keys_ * kQueries) * (mask_ == Mask::NONE ? 1 : 2) + up(keys_ * panels_.width) +
-           up(kQueries * panels_.width) + 4 * up(kQueries);
+           up(kQueries * panels_.width) + 4 * up(kQueries) + (pairs_ ? pair_floats() : 0);
   }
+  // Queries as pairs of features, keys as bf16, weights as pairs of keys.
+  size_t pair_floats() const { return up((p_.dim + 1) / 2 * kQueries) + up(keys_ * key_pitch() / 2) + up((keys_ + 1) / 2 * kQueries); }
+  int64_t key_pitch() const { return (p_.dim + 31) / 32 * 32 + 32; }  // no power of two
 
   int64_t offset_of(const View& view, int64_t item) const {
     int64_t at = view.offset;
@@ -335,12 +304,14 @@ class FusedAttention final : public Kernel {
     float* decay = sum + kQueries;
     float* factor = decay + kQueries;
     float* mask = factor + kQueries;
+    float* pairs = scratch + slot_floats() - (pairs_ ? pair_floats() : 0);
 
     const float* q = static_cast<const float*>(inputs[0]) + at(item, Q) + query * p_.q.step;
     const float* k = static_cast<const float*>(inputs[1]) + at(item, K);
     const float* v = static_cast<const float*>(inputs[2]) + at(item, V);
     float* out = static_cast<float*>(outputs[0]) + at(item, OUT) + query * p_.out.step;
     turn_queries(q, queries, width, turned);
+    if (pairs_) pair_rows(turned, p_.dim, nv, pairs);
     const WeightsFn to_weights = weights_fn(mask_, nv);
     if (p_.k_len == 0) {  // a sum over nothing
       for (int64_t r = 0; r < queries; ++r) std::fill(out + r * p_.out.step, out + r * p_.out.step + p_.v_dim, 0.0f);
@@ -349,31 +320,77 @@ class FusedAttention final : public Kernel {
     for (int64_t key = 0; key < p_.k_len; key += keys_) {
       const int64_t keys = std::min(keys_, p_.k_len - key);
       const bool last = key + keys == p_.k_len;
-      scores(k + key * p_.k.step, keys, turned, nv, s);
+      if (pairs_) pair_scores(k + key * p_.k.step, keys, pairs, nv, s);
+      else scores(k + key * p_.k.step, keys, turned, nv, s);
       if (p_.has_mask) fill_mask(inputs[3], at(item, MASK), key, keys, query, queries, width, mask);
       to_weights({s, keys, mask, p_.mask_value, top, sum, decay, key == 0});
       if (last)
         for (int64_t r = 0; r < width; r += W) store(factor + r, 1.0f / load(sum + r));
-      pack_b(panels_, 1, keys, BView{v + key * p_.v.step, 0, p_.v.step, 1}, v_packed, 0, panels_.list.size());
+      const BView values{v + key * p_.v.step, 0, p_.v.step, 1};
+      const float* p = s;
+      if (pairs_) {
+        float* rounded = pairs + pair_floats() - up((keys_ + 1) / 2 * kQueries);
+        pair_rows(s, keys, nv, rounded);
+        pair_values(values, keys, v_packed);
+        p = rounded;
+      } else {
+        pack_b(panels_, 1, keys, values, v_packed, 0, panels_.list.size());
+      }
       for (const auto& panel : panels_.list) {
         WeightedArgs t;
         t.ldp = width;
-        t.v = v_packed + panel.offset * keys;
-        t.depth = keys;
+        t.depth = pairs_ ? (keys + 1) / 2 : keys;
+        t.v = v_packed + panel.offset * t.depth;
         t.ld_before = panels_.width;
         t.ld_out = last ? p_.out.step : panels_.width;
         t.cols = last ? panel.cols : panel.nv * W;
         tiles_of(queries, kRows[panel.nv], [&](int64_t r, int rows) {
-          t.p = s + r;
+          t.p = p + r;
           t.before = key == 0 ? nullptr : sums + r * panels_.width + panel.column;
           t.decay = decay + r;
           t.factor = last ? factor + r : nullptr;
           t.out = last ? out + r * p_.out.step + panel.column : sums + r * panels_.width + panel.column;
-          weighted_tiles.fn[panel.nv][rows](t);
+          weighted_fn(rows, panel.nv)(t);
         });
       }
     }
   }
+
+#if MNNPY_ISA == 2
+  WeightedFn weighted_fn(int rows, int nv) const { return pairs_ ? weighted_pairs_fn(rows, nv) : weighted_tiles.fn[nv][rows]; }
+
+  // Rows of nv vectors, two by two.
+  void pair_rows(const float* from, int64_t rows, int nv, float* to) const {
+    pack_pairs(query_panels_[nv], 1, rows, BView{from, 0, nv * W, 1}, reinterpret_cast<uint32_t*>(to), 0, 1);
+  }
+
+  void pair_values(const BView& v, int64_t keys, float* to) const {
+    pack_pairs(panels_, 1, keys, v, reinterpret_cast<uint32_t*>(to), 0, panels_.list.size());
+  }
+
+  void pair_scores(const float* k, int64_t keys, float* pairs, int nv, float* s) const {
+    const int64_t pitch = key_pitch();
+    auto* rounded = reinterpret_cast<uint16_t*>(pairs + up((p_.dim + 1) / 2 * kQueries));
+    const uint16_t* rows[kKeys];
+    for (int64_t r = 0; r < keys; ++r) {
+      to_bf16(k + r * p_.k.step, rounded + r * pitch, p_.dim);
+      rows[r] = rounded + r * pitch;
+    }
+    Epilogue e;
+    PairTile t;
+    t.tap_stride = 0, t.taps = 1, t.depth = p_.dim, t.k_begin = 0;
+    t.b = reinterpret_cast<const uint32_t*>(pairs);
+    t.ldc = nv * W, t.cols = nv * W;
+    t.epilogue = &e;
+    t.column = 0;
+    run_pair_panel(t, nv, rows, 0, keys, s);
+  }
+#else
+  static WeightedFn weighted_fn(int rows, int nv) { return weighted_tiles.fn[nv][rows]; }
+  static void pair_rows(const float*, int64_t, int, float*) {}
+  static void pair_values(const BView&, int64_t, float*) {}
+  static void pair_scores(const float*, int64_t, float*, int, float*) {}
+#endif
 
   void turn_queries(const float* q, int64_t queries, int64_t width, float* to) const {
     transpose(q, p_.q.step, to, width, queries, p_.dim);
@@ -472,9 +489,10 @@ class FusedAttention final : public Kernel {
 
   Problem p_;
   Panels panels_;
+  Panels query_panels_[kMaxNV + 1];
   std::vector<int64_t> offsets_;  // per item: q, k, v, out, mask
   int64_t blocks_ = 0, keys_ = 0;
-  bool few_ = false;
+  bool few_ = false, pairs_ = false;
   Mask mask_ = Mask::NONE;
 };
 
@@ -529,7 +547,7 @@ std::unique_ptr<Kernel> make_attention(const NodeDesc& node, const BuildContext&
         (keys && p.has_mask && !inside(p.mask, p.batch, p.q_len, p.k_len, 1, node.inputs[3])))
       return decline(ctx, "strides reach outside an operand");
   }
-  return std::make_unique<FusedAttention>(std::move(p));
+  return std::make_unique<FusedAttention>(std::move(p), MNNPY_ISA == 2 && wants_bf16(node, ctx));
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
 // LSTM, GRU and RNN for f32 with the default activations: the input's share of all steps is one product per block of
-// steps, then one product per step with the packed recurrent weights (ONNX operator specification).
+// steps, then one product per step with the packed recurrent weights (ONNX operator specification). With precision="low"
+// the products multiply bf16 pairs where the CPU has them; states, gates and sums stay f32.
 #include <cctype>
 #include <cstring>
 
-#include "gemm.h"
+#include "gemm_bf16.h"
 
 namespace mnnpy::MNNPY_NS {
 namespace {
@@ -18,26 +19,63 @@ struct Config {
   int outputs;
 };
 
+// Rows times packed weights, in f32 or in bf16 pairs.
+struct Product {
+  Panels panels;
+  int64_t depth = 0;
+  bool pairs = false;
+
+  Product() = default;
+  Product(int64_t n, int64_t k, bool low) : panels(n), depth(k), pairs(low) {}
+  int64_t units() const { return pairs ? (depth + 1) / 2 : depth; }
+  size_t floats() const { return static_cast<size_t>(panels.width * units()); }
+  Blocking plan(int64_t rows, int threads) const { return plan_blocks(rows, 1, units(), panels, threads); }
+#if MNNPY_ISA == 2
+  size_t scratch_bytes(const Blocking& blk) const { return pairs ? staged_bytes(blk) : 0; }  // per slot
+#else
+  static size_t scratch_bytes(const Blocking&) { return 0; }
+#endif
+
+  void pack(const BView& b, float* to) const {
+#if MNNPY_ISA == 2
+    if (pairs) return pack_pairs(panels, 1, depth, b, reinterpret_cast<uint32_t*>(to), 0, panels.list.size());
+#endif
+    pack_b(panels, 1, depth, b, to, 0, panels.list.size());
+  }
+
+  template <class Fill>
+  void run(const Blocking& blk, const float* packed, int64_t rows, float* c, int64_t ldc, const Epilogue& e, Pool* pool,
+           std::byte* scratch, const Fill& fill) const {
+#if MNNPY_ISA == 2
+    if (pairs) {
+      const auto* words = reinterpret_cast<const uint32_t*>(packed);
+      return run_pair_blocks<float>(blk, panels, words, rows, 1, depth, c, ldc, e, pool, scratch, fill);
+    }
+#else
+    static_cast<void>(scratch);
+#endif
+    run_blocks(blk, panels, packed, rows, 1, depth, c, ldc, e, pool, fill);
+  }
+};
+
 // Input positions: X, W, R, B, sequence_lens, initial_h, initial_c, P.
 class Recurrent final : public Kernel {
  public:
-  Recurrent(const NodeDesc& node, const BuildContext& ctx, const Config& c) : c_(c) {
+  Recurrent(const NodeDesc& node, const BuildContext& ctx, const Config& c, bool low) : c_(c), low_(low) {
     const int64_t gh = c.gates * c.hidden;
-    input_panels_ = Panels(gh);
+    input_ = Product(gh, c.input, low);
     split_ = c.cell == Cell::GRU && !c.linear_before_reset;  // the candidate needs the reset state first
-    first_panels_ = Panels(split_ ? 2 * c.hidden : gh);
-    if (split_) second_panels_ = Panels(c.hidden);
+    first_ = Product(split_ ? 2 * c.hidden : gh, c.hidden, low);
+    if (split_) second_ = Product(c.hidden, c.hidden, low);
     block_ = std::clamp<int64_t>((192 + c.batch - 1) / std::max<int64_t>(1, c.batch), 1, std::max<int64_t>(1, c.steps));
     parallel_steps_ = c.batch * gh * c.hidden >= int64_t{1} << 19;
     const int inner = c.directions == 1 ? ctx.threads : 1;
-    input_blocks_ = plan_blocks(block_ * c.batch, 1, c.input, input_panels_, inner);
-    tail_blocks_ = plan_blocks(c.steps % block_ * c.batch, 1, c.input, input_panels_, inner);
-    first_blocks_ = plan_blocks(c.batch, 1, c.hidden, first_panels_, parallel_steps_ ? inner : 1);
-    if (split_) second_blocks_ = plan_blocks(c.batch, 1, c.hidden, second_panels_, parallel_steps_ ? inner : 1);
-
-    input_floats_ = static_cast<size_t>(input_panels_.width * c.input);
-    first_floats_ = static_cast<size_t>(first_panels_.width * c.hidden);
-    second_floats_ = static_cast<size_t>(second_panels_.width * c.hidden);
+    input_blocks_ = input_.plan(block_ * c.batch, inner);
+    tail_blocks_ = input_.plan(c.steps % block_ * c.batch, inner);
+    first_blocks_ = first_.plan(c.batch, parallel_steps_ ? inner : 1);
+    if (split_) second_blocks_ = second_.plan(c.batch, parallel_steps_ ? inner : 1);
+    for (auto [product, blk] : {std::pair{&input_, &input_blocks_}, {&input_, &tail_blocks_}, {&first_, &first_blocks_}, {&second_, &second_blocks_}})
+      staged_bytes_ = std::max(staged_bytes_, product->scratch_bytes(*blk));
     const auto* w = static_cast<const float*>(node.inputs[1].constant);
     const auto* r = static_cast<const float*>(node.inputs[2].constant);
     if (w != nullptr && r != nullptr) {
@@ -50,22 +88,24 @@ class Recurrent final : public Kernel {
 
   size_t packed_bytes() const override { return packed_.bytes(); }
   bool consumed(int input) const override { return constant_ && (input == 1 || input == 2); }
-  std::string algorithm() const override { return "recurrent"; }
-  size_t scratch_bytes(int) const override {
-    return (state_floats() * static_cast<size_t>(c_.directions) + (constant_ ? 0 : weight_floats())) * sizeof(float);
+  std::string algorithm() const override { return low_ ? "recurrent-bf16" : "recurrent"; }
+  size_t scratch_bytes(int threads) const override {
+    const size_t floats = state_floats() * static_cast<size_t>(c_.directions) + (constant_ ? 0 : weight_floats());
+    return floats * sizeof(float) + staged_bytes_ * static_cast<size_t>(std::max<int64_t>(threads, c_.directions));
   }
 
   void run(const RunContext& ctx, const void* const* inputs, void* const* outputs) const override {
     auto* scratch = reinterpret_cast<float*>(ctx.scratch);
     const float* packed = packed_.data();
+    float* to = scratch + state_floats() * static_cast<size_t>(c_.directions);
+    auto* staged = reinterpret_cast<std::byte*>(constant_ ? to : to + weight_floats());
     if (!constant_) {
-      float* to = scratch + state_floats() * static_cast<size_t>(c_.directions);
       pack(static_cast<const float*>(inputs[1]), static_cast<const float*>(inputs[2]), to);
       packed = to;
     }
     const auto one = [&](int64_t d, Pool* pool) {
       direction(d, pool, inputs, outputs, packed + static_cast<size_t>(d) * (weight_floats() / static_cast<size_t>(c_.directions)),
-                scratch + static_cast<size_t>(d) * state_floats());
+                scratch + static_cast<size_t>(d) * state_floats(), staged + static_cast<size_t>(d) * staged_bytes_);
     };
     if (c_.directions == 2) {
       ctx.pool->parallel_for(2, [&](int64_t d, int) { one(d, nullptr); });
@@ -76,7 +116,7 @@ class Recurrent final : public Kernel {
 
  private:
   size_t weight_floats() const {
-    return (round_up_64(input_floats_) + round_up_64(first_floats_) + round_up_64(second_floats_)) * static_cast<size_t>(c_.directions);
+    return (round_up_64(input_.floats()) + round_up_64(first_.floats()) + round_up_64(second_.floats())) * static_cast<size_t>(c_.directions);
   }
   // Per direction: input share of a block of steps, gates, h, c, reset·h, two biases.
   size_t state_floats() const {
@@ -87,12 +127,12 @@ class Recurrent final : public Kernel {
   void pack(const float* w, const float* r, float* to) const {
     const int64_t h = c_.hidden, gh = c_.gates * h;
     for (int64_t d = 0; d < c_.directions; ++d) {
-      pack_b(input_panels_, 1, c_.input, {w + d * gh * c_.input, 0, 1, c_.input}, to, 0, input_panels_.list.size());
-      to += round_up_64(input_floats_);
-      pack_b(first_panels_, 1, h, {r + d * gh * h, 0, 1, h}, to, 0, first_panels_.list.size());
-      to += round_up_64(first_floats_);
-      if (split_) pack_b(second_panels_, 1, h, {r + (d * gh + 2 * h) * h, 0, 1, h}, to, 0, second_panels_.list.size());
-      to += round_up_64(second_floats_);
+      input_.pack({w + d * gh * c_.input, 0, 1, c_.input}, to);
+      to += round_up_64(input_.floats());
+      first_.pack({r + d * gh * h, 0, 1, h}, to);
+      to += round_up_64(first_.floats());
+      if (split_) second_.pack({r + (d * gh + 2 * h) * h, 0, 1, h}, to);
+      to += round_up_64(second_.floats());
     }
   }
 
@@ -111,6 +151,7 @@ class Recurrent final : public Kernel {
 
   struct Buffers {
     float *share, *gates, *h, *c, *reset, *bias, *bias_r;
+    std::byte* staged;
   };
 
   int64_t state_at(int64_t d, int64_t b) const {
@@ -120,7 +161,8 @@ class Recurrent final : public Kernel {
     return (c_.batch_first ? (b * c_.steps + t) * c_.directions + d : (t * c_.directions + d) * c_.batch + b) * c_.hidden;
   }
 
-  void direction(int64_t d, Pool* pool, const void* const* inputs, void* const* outputs, const float* packed, float* scratch) const {
+  void direction(int64_t d, Pool* pool, const void* const* inputs, void* const* outputs, const float* packed, float* scratch,
+                 std::byte* staged) const {
     const int64_t h = c_.hidden, gh = c_.gates * h;
     const auto row = static_cast<size_t>(h) * sizeof(float);
     Buffers s;
@@ -131,6 +173,7 @@ class Recurrent final : public Kernel {
     s.reset = s.c + round_up_64(static_cast<size_t>(c_.batch * h));
     s.bias = s.reset + round_up_64(static_cast<size_t>(c_.batch * h));
     s.bias_r = s.bias + round_up_64(static_cast<size_t>(gh));
+    s.staged = staged;
 
     const auto* b = c_.bias ? static_cast<const float*>(inputs[3]) + d * 2 * gh : nullptr;
     const int64_t joined = c_.cell == Cell::GRU && c_.linear_before_reset ? 2 * h : gh;  // gates whose biases just add
@@ -152,11 +195,11 @@ class Recurrent final : public Kernel {
       const int64_t begin = (backwards ? blocks - 1 - k : k) * block_, count = std::min(block_, c_.steps - begin);
       Epilogue e;
       e.bias = s.bias;
-      run_blocks(count == block_ ? input_blocks_ : tail_blocks_, input_panels_, packed, count * c_.batch, 1, c_.input, s.share, gh, e, pool,
+      input_.run(count == block_ ? input_blocks_ : tail_blocks_, packed, count * c_.batch, s.share, gh, e, pool, staged,
                  StepRows{static_cast<const float*>(inputs[0]), c_.batch, c_.steps, c_.input, begin, c_.batch_first});
       for (int64_t q = 0; q < count; ++q) {
         const int64_t at = backwards ? count - 1 - q : q;
-        step(d, begin + at, s.share + at * c_.batch * gh, s, packed + round_up_64(input_floats_), parallel_steps_ ? pool : nullptr, inputs, y);
+        step(d, begin + at, s.share + at * c_.batch * gh, s, packed + round_up_64(input_.floats()), parallel_steps_ ? pool : nullptr, inputs, y);
       }
     }
     for (int o = 1; o < c_.outputs; ++o) {
@@ -174,7 +217,7 @@ class Recurrent final : public Kernel {
     if (apart) e.bias = s.bias_r;
     else e.residual = share;
     if (c_.cell == Cell::RNN) e.act = Act::TANH;
-    run_blocks(first_blocks_, first_panels_, weights, c_.batch, 1, h, s.gates, gh, e, pool, MatrixRows{s.h, h});
+    first_.run(first_blocks_, weights, c_.batch, s.gates, gh, e, pool, s.staged, MatrixRows{s.h, h});
     const auto* lengths = c_.lengths ? static_cast<const int32_t*>(inputs[4]) : nullptr;
     if (split_) {
       for (int64_t b = 0; b < c_.batch; ++b)
@@ -184,8 +227,8 @@ class Recurrent final : public Kernel {
         });
       Epilogue e2;
       e2.residual = share + 2 * h;
-      run_blocks(second_blocks_, second_panels_, weights + round_up_64(first_floats_), c_.batch, 1, h, s.gates + 2 * h, gh, e2, pool,
-                 MatrixRows{s.reset, h});
+      second_.run(second_blocks_, weights + round_up_64(first_.floats()), c_.batch, s.gates + 2 * h, gh, e2, pool, s.staged,
+                  MatrixRows{s.reset, h});
     }
     for (int64_t b = 0; b < c_.batch; ++b) {
       float* out = y != nullptr ? y + y_at(t, d, b) : nullptr;
@@ -251,12 +294,12 @@ class Recurrent final : public Kernel {
   }
 
   Config c_;
-  Panels input_panels_, first_panels_, second_panels_;
+  Product input_, first_, second_;
   Blocking input_blocks_, tail_blocks_, first_blocks_, second_blocks_;
-  size_t input_floats_, first_floats_, second_floats_;
+  size_t staged_bytes_ = 0;  // per thread
   Floats packed_;
   int64_t block_;
-  bool split_, parallel_steps_, constant_ = false;
+  bool split_, parallel_steps_, constant_ = false, low_;
 };
 
 bool default_activations(const NodeDesc& node, Cell cell, int64_t directions) {
@@ -312,7 +355,8 @@ std::unique_ptr<Kernel> make_recurrent(const NodeDesc& node, const BuildContext&
   if (node.f("clip", 0.0) != 0.0) return decline(ctx, "clip is not built in");
   if (!node.floats("activation_alpha").empty() || !node.floats("activation_beta").empty()) return decline(ctx, "default activations only");
   if (!default_activations(node, C, c.directions)) return decline(ctx, "default activations only");
-  return std::make_unique<Recurrent>(node, ctx, c);
+  const bool low = MNNPY_ISA == 2 && c.hidden >= 8 && wants_bf16(node, ctx);
+  return std::make_unique<Recurrent>(node, ctx, c, low);
 }
 
 }  // namespace
