@@ -291,3 +291,21 @@ def convolutions_in_one_dimension() -> tuple[onnx.ModelProto, Feeds]:
     tanh = n.op("Tanh", n.op("Mul", n.const(np.sqrt(2 / np.pi)), n.op("Add", y, cube)))
     y = n.op("Mul", y, n.op("Mul", n.const(0.5), n.op("Add", n.const(1.0), tanh)))
     return n.finish(n.op("ReduceMax", y, axes=[2], keepdims=1), n.op("Add", y, y))
+
+
+@model
+def concatenations_in_place() -> tuple[onnx.ModelProto, Feeds]:
+    """Branches of many kinds that end in a concatenation of channels; one operand has two readers."""
+    n = Net(43)
+    x = n.input(2, 20, 14, 13)
+    ones = n.op("Relu", n.op("Conv", x, n.w(7, 20, 1, 1), n.w(7)))
+    threes = n.op("Relu", n.op("Conv", x, n.w(33, 20, 3, 3), n.w(33), pads=[1, 1, 1, 1]))
+    fives = n.op("Sigmoid", n.op("Conv", x, n.w(16, 20, 5, 5), pads=[2, 2, 2, 2]))
+    most = n.op("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    mean = n.op("AveragePool", x, kernel_shape=[2, 2], pads=[0, 0, 1, 1])
+    y = n.op("Concat", ones, threes, n.op("Neg", x), fives, most, mean, axis=1)
+    few = n.op("Conv", n.op("Conv", y, n.w(5, 116, 1, 1)), n.w(9, 5, 3, 3), strides=[2, 2])
+    grouped = n.op("Conv", y, n.w(12, 58, 3, 3), strides=[2, 2], group=2)
+    shared = n.op("Conv", y, n.w(18, 116, 3, 3), strides=[2, 2])
+    z = n.op("Concat", few, grouped, shared, axis=1)
+    return n.finish(n.op("Conv", z, n.w(6, 39, 1, 1)), n.op("Relu", shared))

@@ -76,6 +76,11 @@ def _views(work: _Layouter) -> list[Node]:
     kept = []
     for node in work.graph.nodes:
         offset: int | None = None
+        if node.op == "Raster" and "written" in node.attrs:
+            node = _written(work, node)
+            if node.attrs["regions"]:
+                kept.append(node)
+            continue
         if node.op == "Raster":
             offset = contiguous_view(node, work.graph.types)
         elif node.op == "Reinterpret":
@@ -88,6 +93,17 @@ def _views(work: _Layouter) -> list[Node]:
                 continue
         kept.append(node)
     return kept
+
+
+def _written(work: _Layouter, node: Node) -> Node:
+    """Operands that their producers write into the result of *node* become parts of it; the regions that are left."""
+    out, size = node.outputs[0], work.type(node.outputs[0]).dtype.itemsize
+    written = set(node.attrs["written"])
+    for region in node.attrs["regions"]:
+        if region.origin in written:
+            work.root[node.inputs[region.origin]] = (out, region.dst_offset * size)
+    left = tuple(r for r in node.attrs["regions"] if r.origin not in written)
+    return node.replace(attrs={**node.attrs, "regions": left})
 
 
 def build_program(

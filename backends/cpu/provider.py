@@ -132,6 +132,7 @@ class CpuDevice:
 
     def compile(self, segment: Segment) -> Program:
         """Run the passes that are switched on and build the native program."""
+        from mnnpy.backends.cpu.passes.concat import write_concats
         from mnnpy.backends.cpu.program import build_program
         from mnnpy.backends.cpu.select import select_algorithms
 
@@ -139,6 +140,8 @@ class CpuDevice:
         graph, choices = select_algorithms(
             graph, segment.precision, segment.threads, segment.tuning, segment.algorithms
         )
+        if "in_place" in segment.optimize:
+            graph = write_concats(graph)
         return build_program(graph, segment.threads, in_place="in_place" in segment.optimize, choices=choices)
 
     def upload(self, array: Array) -> Array:

@@ -8,6 +8,7 @@ namespace mnnpy::MNNPY_NS {
 // Always three spatial dims (missing ones in front have size 1).
 struct ConvShape {
   int64_t batch, c, m, group;
+  int64_t pitch;  // from one output pixel to the next: m, or more where the result is a stretch of a wider tensor
   int64_t in[3], out[3], kernel[3], stride[3], dilation[3], before[3], after[3];
   int64_t cg() const { return c / group; }
   int64_t mg() const { return m / group; }
@@ -19,8 +20,9 @@ struct ConvShape {
   }
 };
 
-// Reads shapes and attributes of a Convolution; false with a reason where they do not fit.
-bool conv_shape(const NodeDesc& node, bool channels_last, ConvShape& s, const char*& why);
+// Reads shapes and attributes of a Convolution; false with a reason where they do not fit. Kernels that write with
+// ConvShape::pitch say so; for all others a node with the attribute `pitch` does not fit.
+bool conv_shape(const NodeDesc& node, bool channels_last, ConvShape& s, const char*& why, bool pitched = false);
 
 // Common checks of the f32 channels-last kernels: dtypes, layout, bias, residual, epilogue.
 bool conv_operands(const NodeDesc& node, const ConvShape& s, Epilogue& e, const char*& why);

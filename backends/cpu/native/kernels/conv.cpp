@@ -7,7 +7,7 @@
 
 namespace mnnpy::MNNPY_NS {
 
-bool conv_shape(const NodeDesc& node, bool channels_last, ConvShape& s, const char*& why) {
+bool conv_shape(const NodeDesc& node, bool channels_last, ConvShape& s, const char*& why, bool pitched) {
   if (node.inputs.size() < 2 || node.outputs.size() != 1) return why = "takes two to four operands", false;
   const Dims &x = node.inputs[0].shape, &w = node.inputs[1].shape, &y = node.outputs[0].shape;
   if (x.size() < 3 || x.size() > 5 || w.size() != x.size() || y.size() != x.size())
@@ -33,6 +33,9 @@ bool conv_shape(const NodeDesc& node, bool channels_last, ConvShape& s, const ch
     if (s.out[k] != std::max<int64_t>(0, reach >= 0 ? reach / s.stride[k] + 1 : 0)) return why = "the output has another size", false;
   }
   if (y[0] != s.batch || y[channel] != s.m) return why = "the output has another size", false;
+  s.pitch = node.i("pitch", s.m);
+  const bool residual = node.inputs.size() > 3 && node.inputs[3].present;
+  if (s.pitch != s.m && (!pitched || residual || s.pitch < s.m)) return why = "writes dense pixels only", false;
   return true;
 }
 
@@ -152,11 +155,11 @@ class ConvDirect final : public Kernel {
     auto* y = static_cast<float*>(outputs[0]);
     const int64_t rows = s_.batch * s_.out_pixels();
     if (strassen()) {
-      strassen_.run(x, s_.c, packed, y, s_.m, e, scratch + weight_floats(), ctx.pool);
+      strassen_.run(x, s_.c, packed, y, s_.pitch, e, scratch + weight_floats(), ctx.pool);
       return;
     }
     if (plain_ && s_.group == 1) {
-      run_blocks(blocks_, panels_, packed, rows, 1, depth_, y, s_.m, e, ctx.pool, MatrixRows{x, s_.c});
+      run_blocks(blocks_, panels_, packed, rows, 1, depth_, y, s_.pitch, e, ctx.pool, MatrixRows{x, s_.c});
       return;
     }
     int64_t before[3] = {s_.before[0], s_.before[1], s_.before[2]};
@@ -174,7 +177,7 @@ class ConvDirect final : public Kernel {
       Epilogue ge = e;
       if (ge.bias != nullptr) ge.bias += g * s_.mg();
       if (ge.residual != nullptr) ge.residual += g * s_.mg();
-      run_chunk(blocks_, panels_, packed + static_cast<size_t>(g) * group_floats_, rows, taps_, depth_, y + g * s_.mg(), s_.m,
+      run_chunk(blocks_, panels_, packed + static_cast<size_t>(g) * group_floats_, rows, taps_, depth_, y + g * s_.mg(), s_.pitch,
                 ge, chunk / blocks_.panel_chunks, chunk % blocks_.panel_chunks, fill);
     });
   }
@@ -236,7 +239,7 @@ std::unique_ptr<Kernel> make_conv(const NodeDesc& node, const BuildContext& ctx)
   ConvShape s;
   Epilogue e;
   const char* why = "";
-  if (!conv_shape(node, true, s, why) || !conv_operands(node, s, e, why)) return decline(ctx, why);
+  if (!conv_shape(node, true, s, why, true) || !conv_operands(node, s, e, why)) return decline(ctx, why);
   auto kernel = std::make_unique<ConvDirect>(node, ctx, s, e);
   if (algorithm == "strassen" && !kernel->strassen())
     return decline(ctx, "Strassen's algorithm takes 1x1 kernels of stride 1 without groups and padding");

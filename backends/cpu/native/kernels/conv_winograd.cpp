@@ -224,7 +224,7 @@ class ConvWinograd final : public Kernel {
     const int64_t tw = tile % tiles_w_, th = tile / tiles_w_ % tiles_h_, n = tile / (tiles_w_ * tiles_h_);
     const int64_t h0 = th * O, w0 = tw * O;
     const int64_t hs = std::min<int64_t>(O, s_.out[1] - h0), ws = std::min<int64_t>(O, s_.out[2] - w0);
-    const int64_t base = ((n * s_.out[1] + h0) * s_.out[2] + w0) * s_.m + panel.column;
+    const int64_t base = ((n * s_.out[1] + h0) * s_.out[2] + w0) * s_.pitch + panel.column;
     const VF low = splat(e.act == Act::RELU ? 0.0f : e.act_alpha), high = splat(e.act == Act::RELU ? __builtin_inff() : e.act_beta);
     const bool clip = e.act == Act::RELU || e.act == Act::CLIP, other = !is_clip(e.act);
     for (int64_t c = 0; c < panel.cols; c += W) {
@@ -246,18 +246,18 @@ class ConvWinograd final : public Kernel {
       for (int64_t i = 0; i < hs; ++i) {
         VF out[O];
         Transform<O>::output(half[i], out);
-        const int64_t at = base + i * s_.out[2] * s_.m + c;
+        const int64_t at = base + i * s_.out[2] * s_.pitch + c;
         if (ws == O && lanes == W && !other) {
           if (e.residual != nullptr) {
 #pragma GCC unroll 8
-            for (int j = 0; j < O; ++j) out[j] += load(e.residual + at + j * s_.m);
+            for (int j = 0; j < O; ++j) out[j] += load(e.residual + at + j * s_.pitch);
           }
           if (clip) {
 #pragma GCC unroll 8
             for (int j = 0; j < O; ++j) out[j] = vclip(out[j], low, high);
           }
 #pragma GCC unroll 8
-          for (int j = 0; j < O; ++j) store(y + at + j * s_.m, out[j]);
+          for (int j = 0; j < O; ++j) store(y + at + j * s_.pitch, out[j]);
           continue;
         }
         finish_edge(out, static_cast<int>(ws), lanes, e, at, y);
@@ -270,7 +270,7 @@ class ConvWinograd final : public Kernel {
     VF out[O];
     for (int j = 0; j < count; ++j) {
       out[j] = row[j];
-      if (e.residual != nullptr) out[j] += load_partial(e.residual + at + j * s_.m, lanes);
+      if (e.residual != nullptr) out[j] += load_partial(e.residual + at + j * s_.pitch, lanes);
     }
     if (is_clip(e.act)) {
       const VF low = splat(e.act == Act::RELU ? 0.0f : e.act_alpha), high = splat(e.act == Act::RELU ? __builtin_inff() : e.act_beta);
@@ -279,7 +279,7 @@ class ConvWinograd final : public Kernel {
     } else {
       activate_block(e, out, count);
     }
-    for (int j = 0; j < count; ++j) store_partial(y + at + j * s_.m, out[j], lanes);
+    for (int j = 0; j < count; ++j) store_partial(y + at + j * s_.pitch, out[j], lanes);
   }
 
   ConvShape s_;
@@ -299,7 +299,7 @@ std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& 
   ConvShape s;
   Epilogue e;
   const char* why = "";
-  if (!conv_shape(node, true, s, why) || !conv_operands(node, s, e, why)) return decline(ctx, why);
+  if (!conv_shape(node, true, s, why, true) || !conv_operands(node, s, e, why)) return decline(ctx, why);
   bool fits = s.group == 1 && s.in[0] == 1 && s.kernel[0] == 1 && s.before[0] == 0 && s.after[0] == 0 && s.stride[0] == 1;
   for (int d = 1; d < 3; ++d) fits = fits && s.kernel[d] == 3 && s.stride[d] == 1 && s.dilation[d] == 1 && s.out[d] > 0;
   if (!fits || s.batch == 0) return decline(ctx, "Winograd takes 3x3 kernels of stride 1 without groups");

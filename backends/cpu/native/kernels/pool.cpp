@@ -12,7 +12,7 @@ namespace {
 enum class Fn { MAX, AVERAGE, L1, L2 };
 
 struct Shape {  // always three spatial dims
-  int64_t batch, c, in[3], out[3], kernel[3], stride[3], dilation[3], before[3], after[3];
+  int64_t batch, c, pitch, in[3], out[3], kernel[3], stride[3], dilation[3], before[3], after[3];
 };
 
 // A window clipped to the input: kernel positions [first, last) per dim.
@@ -119,7 +119,7 @@ class PoolChannelsLast final : public Kernel {
       Clip w;
       set(w, 0, o[0]);
       set(w, 1, o[1]);
-      float* line = y + l * s_.out[2] * s_.c;
+      float* line = y + l * s_.out[2] * s_.pitch;
       const auto [first, last] = inside();
       for (int64_t ow = 0; ow < s_.out[2]; ++ow) {
         if (ow == first && last > first) {
@@ -128,7 +128,7 @@ class PoolChannelsLast final : public Kernel {
           if (ow == s_.out[2]) break;
         }
         set(w, 2, ow);
-        pixel<F>(image, w, line + ow * s_.c);
+        pixel<F>(image, w, line + ow * s_.pitch);
       }
     }
   }
@@ -149,7 +149,7 @@ class PoolChannelsLast final : public Kernel {
     if (w.last[0] <= w.first[0] || w.last[1] <= w.first[1] || count > kMaxTaps) {
       for (int64_t ow = first; ow < last; ++ow) {
         set(w, 2, ow);
-        pixel<F>(image, w, line + ow * s_.c);
+        pixel<F>(image, w, line + ow * s_.pitch);
       }
       return;
     }
@@ -159,9 +159,9 @@ class PoolChannelsLast final : public Kernel {
           tap[taps++] = (((w.start[0] + a * s_.dilation[0]) * s_.in[1] + w.start[1] + b * s_.dilation[1]) * s_.in[2] + w.start[2] +
                          c * s_.dilation[2]) * s_.c;
     const float scale = F == Fn::AVERAGE ? share_of(w) : 1.0f;
-    if (s_.stride[2] == 1) return shifted_row<F>(image, tap, taps, scale, line + first * s_.c, (last - first) * s_.c);
+    if (s_.stride[2] == 1 && s_.pitch == s_.c) return shifted_row<F>(image, tap, taps, scale, line + first * s_.c, (last - first) * s_.c);
     for (int64_t ow = first; ow < last; ++ow)
-      shifted_row<F>(image + (ow - first) * s_.stride[2] * s_.c, tap, taps, scale, line + ow * s_.c, s_.c);
+      shifted_row<F>(image + (ow - first) * s_.stride[2] * s_.c, tap, taps, scale, line + ow * s_.pitch, s_.c);
   }
 
   MNNPY_INLINE void set(Clip& w, int d, int64_t o) const {
@@ -217,7 +217,8 @@ std::unique_ptr<Kernel> make_pool(const NodeDesc& node, const BuildContext& ctx)
   else return decline(ctx, "fn is not Max, Average, or Lp with p of 1 or 2");
   if (y[0] != x[0] || y[n + 1] != x[n + 1]) return decline(ctx, "the output has another size");
   Shape s;
-  s.batch = x[0], s.c = x[n + 1];
+  s.batch = x[0], s.c = x[n + 1], s.pitch = node.i("pitch", s.c);
+  if (s.pitch < s.c) return decline(ctx, "the pitch is smaller than a pixel");
   for (size_t k = 0; k < 3; ++k) {
     const bool real = k + n >= 3;
     const size_t q = real ? k + n - 3 : 0;
