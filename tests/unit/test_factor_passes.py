@@ -70,6 +70,9 @@ def test_other_comparisons_stay_products(change: Callable[..., tuple[np.ndarray,
 
 
 def test_epilogues_reach_through_changes_of_shape() -> None:
-    found = rows(MODELS["convolutions_in_one_dimension"]())
-    assert [op for op, _ in found].count("Elementwise") == 1  # the sum at the end, read by an output
-    assert ("Reduce", "f32[2,1,12]") in found
+    n = Net(3)
+    y = n.op("Conv", n.input(2, 6, 30), n.w(10, 6, 3), pads=[1, 1])
+    y = n.op("Conv", n.op("Unsqueeze", n.op("Relu", n.bn(y, 10)), n.ints(3)), n.w(12, 10, 5, 1), n.w(12))
+    y = n.op("Sigmoid", n.op("Add", n.op("Squeeze", y, n.ints(3)), n.w(1, 12, 1)))
+    found = rows(n.finish(n.op("ReduceMax", y, axes=[2], keepdims=1)))
+    assert [op for op, _ in found] == ["Raster", "Convolution", "Convolution", "Reduce"]
