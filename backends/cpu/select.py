@@ -40,6 +40,8 @@ MATTERS = 20e-6
 SHORTLIST = 1.6
 #: Share of the budget that one layer may use up.
 SHARE = 0.5
+#: An algorithm that rounds more than the direct one must be this much faster to be taken.
+GAIN = 1.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +178,15 @@ class Selector:
         return {view.node.outputs[0]: choices[key] for key, group in same.items() for view in group}
 
     def rank(self, view: NodeView) -> dict[str, float]:
-        """Predicted seconds of all candidates, the fastest first; ``direct`` is always among them."""
+        """Predicted seconds of all candidates, the preferred one first; ``direct`` is always among them."""
         times: dict[str, float] = {}
         for entry in TABLE[view.node.op]:
             if self.precision in entry.precisions and entry.applies(view):
                 seconds = predict(entry.candidate(view), self.peaks)
                 if seconds < inf and (entry.name == "direct" or accepted(view, entry.name)):
                     times[entry.name] = seconds
-        return dict(sorted(times.items(), key=lambda item: item[1]))
+        best = fastest(times)
+        return dict(sorted(times.items(), key=lambda item: (item[0] != best, item[1])))
 
     def _settled(self, key: str, view: NodeView, ranked: dict[str, float]) -> Choice | None:
         """A choice that needs no measuring, or None."""
@@ -219,11 +222,18 @@ class Selector:
             return Choice(best, "cost model", ranked[best], None, names)
         begin = time.perf_counter()
         runs = _runs(view, [n for n in names if ranked[n] <= SHORTLIST * ranked[best]], self.threads)
-        best, samples = measure(runs, self.budget * SHARE)
+        _, samples = measure(runs, self.budget * SHARE)
+        best = fastest({name: min(times) for name, times in samples.items()})
         self.budget -= time.perf_counter() - begin
         reason = "fastest measured"
         self.records.add(Record(key, self.records.fingerprint, samples, best, reason))
         return Choice(best, reason, ranked[best], min(samples[best]), names)
+
+
+def fastest(seconds: Mapping[str, float]) -> str:
+    """The fastest algorithm; the direct one where the gain is too small to round more for."""
+    best = min(seconds, key=lambda name: seconds[name])
+    return "direct" if seconds.get("direct", inf) < GAIN * seconds[best] else best
 
 
 def _runs(view: NodeView, algorithms: Iterable[str], threads: int) -> dict[str, Callable[[], float]]:

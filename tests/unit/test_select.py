@@ -64,12 +64,18 @@ def test_calibrated_and_measured_once_then_cached(fresh: Records, monkeypatch: p
     assert len(measured) == 2
     for row in measured:
         assert {"direct", "winograd2", "winograd4"} <= set(row["samples"])
-        assert row["decision"] == min(row["samples"], key=lambda k: min(row["samples"][k]))
+        assert row["decision"] == select.fastest({k: min(s) for k, s in row["samples"].items()})
     assert whys(session) == ["fastest measured"] * 2
     again = mnnpy.Session(model, threads=1, tuning=60)
     assert algorithms(again) == algorithms(session)
     assert whys(again) == ["fastest measured"] * 2
     assert len(lines(fresh)) == 3
+
+
+def test_the_direct_algorithm_is_left_for_a_gain_only() -> None:
+    assert select.fastest({"strassen": 0.98, "direct": 1.0}) == "direct"
+    assert select.fastest({"strassen": 0.96, "direct": 1.0}) == "strassen"
+    assert select.fastest({"winograd2": 2.0, "winograd4": 1.0}) == "winograd4"
 
 
 def test_without_budget_the_cost_model_decides(fresh: Records) -> None:
