@@ -28,6 +28,8 @@ BUILT_IN = {
     "cpu": "mnnpy.backends.cpu.provider:CpuBackend",
     "opencl": "mnnpy.backends.opencl.provider:OpenCLBackend",
     "vulkan": "mnnpy.backends.vulkan.provider:VulkanBackend",
+    "cuda": "mnnpy.backends.cuda.provider:CudaBackend",
+    "metal": "mnnpy.backends.metal.provider:MetalBackend",
     "null": "mnnpy.backends.null.provider:NullBackend",
     "reference": "mnnpy.backends.reference.provider:ReferenceBackend",
 }

@@ -1,0 +1,1 @@
+"""CUDA through CuPy: NVRTC, streams, memory pool, graphs."""
