@@ -110,6 +110,19 @@ def test_pieces_side_by_side(dtype: DType, isa: str) -> None:
         check_raster(x, regions, (rows, total), isa, fill=3.0)
 
 
+@pytest.mark.parametrize("dtype", SIZED, ids=str)
+def test_shuffled_channels(dtype: DType, isa: str) -> None:
+    """Operands that take turns: in pairs, in pairs with a third, with strides of four."""
+    for rows, n in ((50, 29), (9, 3), (64, 64)):
+        a, b, c = data(dtype, (rows, n)), data(dtype, (rows, 2 * n)) + 1, data(dtype, (rows, n))[::-1].copy()
+        pair = [Region(1, (rows, n), n, (2 * n, 1), 1, (2 * n, 2)), Region(0, (rows, n), 0, (n, 1), 0, (2 * n, 2))]
+        check_raster([a, b.astype(a.dtype)], pair, (rows, 2 * n), isa)
+        four = [Region(k, (rows, n), 0, (n, 1), at, (4 * n, 4)) for k, at in ((0, 0), (1, 2))]
+        odd = [Region(2, (rows, 2 * n), 0, (2 * n, 1), 1, (4 * n, 2))]
+        check_raster([a, c, b.astype(a.dtype)], [*four, *odd], (rows, 4 * n), isa)
+        check_raster([a, c, b.astype(a.dtype)], [odd[0].replace(dst_offset=0)], (rows, 4 * n), isa, fill=5.0)
+
+
 def test_random_regions(isa: str) -> None:
     rng = np.random.default_rng(11)
     for _ in range(60):

@@ -32,6 +32,7 @@ struct Piece {
   Shape8 size, from, to;  // outer axes, then the inner one or two of the move
   Move move = Move::RUN;
   int64_t count = 1;
+  int partner = -1;           // the piece that fills every other element between those of this one; -2: has been such
   int wide = 1;               // elements that move as one: offsets, strides and sizes count these
   int64_t plane[4] = {};      // PLANES: element i of every group of four goes to a stretch of its own
 
@@ -151,13 +152,39 @@ void transpose(const T* x, int64_t from, T* y, int64_t to, int64_t rows, int64_t
 
 template <class T>
 void strided(const T* x, int64_t from, T* y, int64_t to, int64_t n) {
-  if (to == 1 && from == 2) {
+  if (from == 1 && to == 2) {
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < n; ++k) y[2 * k] = x[k];
+  } else if (from == 1 && to == 4) {
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < n; ++k) y[4 * k] = x[k];
+  } else if (to == 1 && from == 2) {
     for (int64_t k = 0; k < n; ++k) y[k] = x[2 * k];
   } else if (to == 1) {
     for (int64_t k = 0; k < n; ++k) y[k] = x[k * from];
   } else {
+#pragma GCC unroll 4
     for (int64_t k = 0; k < n; ++k) y[k * to] = x[k * from];
   }
+}
+
+// y[2·k] = a[k], y[2·k + 1] = b[k].
+template <class T>
+MNNPY_INLINE void weave(const T* a, const T* b, T* y, int64_t n) {
+  int64_t k = 0;
+  if constexpr (std::is_integral_v<T> && sizeof(T) <= 8) {
+    constexpr int N = Tile<T>::N;
+    using V = typename Tile<T>::V;
+    using VUnaligned = typename Tile<T>::VUnaligned;
+    for (; k + N <= n; k += N) {
+      const V u = *reinterpret_cast<const VUnaligned*>(a + k), v = *reinterpret_cast<const VUnaligned*>(b + k);
+      V low, high;
+      Tile<T>::interleave(u, v, low, high);
+      *reinterpret_cast<VUnaligned*>(y + 2 * k) = low;
+      *reinterpret_cast<VUnaligned*>(y + 2 * k + N) = high;
+    }
+  }
+  for (; k < n; ++k) y[2 * k] = a[k], y[2 * k + 1] = b[k];
 }
 
 template <class T>
@@ -356,6 +383,7 @@ class Raster final : public Kernel {
   template <class T>
   void run_as(const RunContext& ctx, const void* const* inputs, void* const* outputs) const;
   void fill_value(double value, DType type);
+  void find_partners();
 
   static constexpr int64_t kStretch = 32 << 10;  // bytes of the destination that stay in the first-level cache
 
@@ -406,12 +434,28 @@ Raster::Raster(const NodeDesc& node, const BuildContext& ctx)
   if (pieces_.size() > 1) {
     for (const Piece& p : pieces_) slabs_ = std::gcd(slabs_, p.outer());
     if (slabs_ < 8) slabs_ = 0;
+    else find_partners();
   }
   fill_ = node.i("fill_present", 0) != 0 && covered < count_;
   if (fill_) fill_value(node.f("fill", 0), node.outputs[0].dtype);
   static constexpr const char* kNames[] = {"run", "fill", "gather", "transpose", "planes"};
   name_ = pieces_.empty() ? "none" : kNames[static_cast<int>(pieces_[0].move)];
   if (pieces_.size() > 1) name_ += "*" + std::to_string(pieces_.size());
+}
+
+// Two pieces that fill even and odd elements of the same rows (a channel shuffle) move as one.
+void Raster::find_partners() {
+  auto every_other = [](const Piece& p) {
+    return p.move == Move::GATHER && p.wide == 1 && p.size.rank == 2 && p.from[1] == 1 && p.to[1] == 2;
+  };
+  for (size_t i = 0; i < pieces_.size(); ++i)
+    for (size_t j = 0; j < pieces_.size(); ++j) {
+      Piece &p = pieces_[i], &q = pieces_[j];
+      if (i == j || p.partner != -1 || q.partner != -1 || !every_other(p) || !every_other(q)) continue;
+      if (q.dst != p.dst + 1 || p.size[0] != q.size[0] || p.size[1] != q.size[1] || p.to[0] != q.to[0]) continue;
+      p.partner = static_cast<int>(j);
+      q.partner = -2;
+    }
 }
 
 // The fill value as an element, by way of the Convert kernel.
@@ -465,6 +509,14 @@ void Raster::run_as(const RunContext& ctx, const void* const* inputs, void* cons
       for (int64_t s = begin; s < end; s += step)
         for (const Piece& p : pieces_) {
           const int64_t each = p.outer() / slabs_;
+          if (p.partner == -2) continue;
+          if (p.partner >= 0) {
+            const Piece& q = pieces_[static_cast<size_t>(p.partner)];
+            const T *a = static_cast<const T*>(inputs[p.origin]) + p.src, *b = static_cast<const T*>(inputs[q.origin]) + q.src;
+            for (int64_t k = s * each; k < std::min(s + step, end) * each; ++k)
+              weave(a + k * p.from[0], b + k * q.from[0], dst + p.dst + k * p.to[0], p.size[1]);
+            continue;
+          }
           move_any(p, static_cast<const T*>(inputs[p.origin]), dst, s * each, std::min(s + step, end) * each);
         }
     });
