@@ -1,7 +1,7 @@
 # `make demo`: set up and run the OCR demo. `make test`: set up, then ruff, mypy and pytest, as CI does.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types check bench clean
+.PHONY: help setup demo test test-aarch64 sanitize lint types check bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ RETRY = for try in 1 2 3; do [ $$try = 1 ] || sleep $$((try * 5)); $(1) && exit 
 PYTEST_ARGS ?= -n 2
 
 help:
-	@sed -n '1p' Makefile; echo 'also: setup lint types bench clean; PYTEST_ARGS="-k conv" make test'
+	@sed -n '1p' Makefile; echo 'also: setup lint types test-aarch64 sanitize bench clean; PYTEST_ARGS="-k conv" make test'
 
 # The first python3 that is 3.11 or newer.
 $(BIN)/python:
@@ -37,6 +37,18 @@ $(VENV)/.torch: | $(VENV)/.ready
 	@if $(PIP) install --quiet torch==2.13.0; then touch $@; \
 	  else echo 'note: torch==2.13.0 could not be installed; its tests will be skipped' >&2; fi
 
+# Cross compiler and emulator for the kernel tests on arm64 and on older x86-64, where the system's packages can be installed.
+CROSS := g++-aarch64-linux-gnu qemu-user-static
+$(VENV)/.cross: | $(VENV)/.ready
+	@if command -v aarch64-linux-gnu-g++ qemu-aarch64-static qemu-x86_64-static | wc -l | grep -q 3; then touch $@; exit 0; fi; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo='sudo -n'; \
+	if ! command -v apt-get >/dev/null; then why='there is no apt-get'; \
+	elif [ -n "$$sudo" ] && ! $$sudo true 2>/dev/null; then why='this user may not install packages'; \
+	elif ! { $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(CROSS); } \
+	  >/dev/null 2>&1; then why='apt-get failed'; \
+	else touch $@; exit 0; fi; \
+	echo "note: $(CROSS) not installed ($$why); kernel tests on other processors will be skipped" >&2
+
 setup: $(VENV)/.ready $(VENV)/.models
 
 demo: setup
@@ -50,7 +62,17 @@ types: $(VENV)/.ready
 
 check: lint types
 
-test: setup $(VENV)/.torch
+test-aarch64: $(VENV)/.cross
+	$(BIN)/python tools/native_tests.py --target aarch64
+
+# Everything the sanitizers can look at; about a quarter of an hour on two cores, most of it compiling.
+SANITIZED := $(wildcard tests/unit/test_native_*.py)
+sanitize: setup
+	$(BIN)/python tools/native_tests.py --sanitize address,undefined
+	$(BIN)/python tools/native_tests.py --sanitize thread --isa generic
+	$(BIN)/python tools/native_tests.py --sanitize address,undefined --pytest $(SANITIZED) $(SANITIZE_ARGS)
+
+test: setup $(VENV)/.torch $(VENV)/.cross
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +25,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 NATIVE = ROOT / "backends" / "cpu" / "native"
 MODULE = "mnnpy.backends.cpu._native"
+
+Job = tuple[Path, Path, list[str]]  #: source, object, command
 
 #: Compiler flags by instruction set, in rising order; the index is MNNPY_ISA.
 ISA_FLAGS: dict[str, list[str]] = {
@@ -38,9 +42,50 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def isas() -> list[str]:
-    """Instruction sets to build for the machine at hand."""
-    return list(ISA_FLAGS) if platform.machine().lower() in ("x86_64", "amd64") else ["generic"]
+def isas(machine: str = "") -> list[str]:
+    """Instruction sets to build for *machine*, or for the one at hand."""
+    return list(ISA_FLAGS) if (machine or platform.machine()).lower() in ("x86_64", "amd64") else ["generic"]
+
+
+def jobs_for(common: list[str], out: Path, variants: list[str], core: list[Path]) -> list[Job]:
+    """Compilations of *core* and of every kernel source per variant, in the order in which to link them."""
+    groups: list[tuple[str, list[Path], list[str]]] = [("core", core, ["-DMNNPY_ISA=0"])]
+    for isa in variants:
+        level = list(ISA_FLAGS).index(isa)
+        groups.append((isa, sorted(NATIVE.glob("kernels/*.cpp")), [*ISA_FLAGS[isa], f"-DMNNPY_ISA={level}"]))
+    jobs = []
+    for group, sources, flags in groups:
+        for source in sources:
+            target = out / group / f"{source.stem}.o"
+            jobs.append((source, target, [*common, *flags, "-c", str(source), "-o", str(target)]))
+    return jobs
+
+
+def compile_stale(jobs: list[Job]) -> int:
+    """Compile what is missing or older than its sources, in parallel; returns how many."""
+    stale = [j for j in jobs if _stale(j)]
+    stale.sort(key=lambda j: -j[0].stat().st_size)  # long ones first
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(max(1, cpus or 1)) as workers:
+        for _ in workers.map(_compile, stale):
+            pass
+    return len(stale)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes *folder* and keeps other builds out of it: two at once would write the same objects."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        _lock(file)
+        yield
+
+
+def python_includes() -> list[str]:
+    """Compiler arguments that find the headers of pybind11 and Python."""
+    import pybind11
+
+    return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
 
 
 class BuildNative(build_ext):
@@ -50,35 +95,16 @@ class BuildNative(build_ext):
         if ext.name != MODULE:
             super().build_extension(ext)
             return
-        import pybind11
-
         compiler = os.environ.get("CXX", "c++")
-        includes = [str(NATIVE), pybind11.get_include(), sysconfig.get_path("include")]
-        common = [compiler, *FLAGS, *(f"-I{p}" for p in includes), *os.environ.get("CXXFLAGS", "").split()]
+        common = [compiler, *FLAGS, f"-I{NATIVE}", *python_includes(), *os.environ.get("CXXFLAGS", "").split()]
         # Not build_temp: installs from a temporary folder should find what was compiled before.
         out = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{platform.machine()}"
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "lock").open("w") as lock:  # two builds at once would write the same objects
-            _lock(lock)
+        with locked(out):
             self._build(ext, common, out)
 
     def _build(self, ext: Extension, common: list[str], out: Path) -> None:
-        jobs: list[tuple[Path, Path, list[str]]] = []  # source, object, command
-        groups: list[tuple[str, list[Path], list[str]]] = [
-            ("core", sorted(NATIVE.glob("core/*.cpp")), ["-DMNNPY_ISA=0"])
-        ]
-        for level, isa in enumerate(isas()):
-            groups.append((isa, sorted(NATIVE.glob("kernels/*.cpp")), [*ISA_FLAGS[isa], f"-DMNNPY_ISA={level}"]))
-        for group, sources, flags in groups:
-            for source in sources:
-                target = out / group / f"{source.stem}.o"
-                jobs.append((source, target, [*common, *flags, "-c", str(source), "-o", str(target)]))
-        stale = [j for j in jobs if _stale(j)]
-        stale.sort(key=lambda j: -j[0].stat().st_size)  # long ones first
-        with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as workers:
-            for _ in workers.map(_compile, stale):
-                pass
-
+        jobs = jobs_for(common, out, isas(), sorted(NATIVE.glob("core/*.cpp")))
+        stale = compile_stale(jobs)
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         objects = [target for _, target, _ in jobs]
@@ -94,7 +120,7 @@ class BuildNative(build_ext):
             link += [f"-Wl,--version-script={script}", "-Wl,--no-undefined-version", "-pthread", "-s"]
             if os.environ.get("MNNPY_BUILD_SYMBOLS"):
                 link.remove("-s")
-        _execute([*link, *os.environ.get("LDFLAGS", "").split()])
+        execute([*link, *os.environ.get("LDFLAGS", "").split()])
         staged.replace(library)  # never leave a half-written library in place
 
 
@@ -110,7 +136,7 @@ def _fresh(target: Path, moment: float) -> bool:
     return target.exists() and target.stat().st_mtime >= moment
 
 
-def _stale(job: tuple[Path, Path, list[str]]) -> bool:
+def _stale(job: Job) -> bool:
     """Whether the object is missing, older than its source or a header it includes, or made by another command."""
     source, target, command = job
     listing = target.with_suffix(".d")
@@ -125,19 +151,20 @@ def _stale(job: tuple[Path, Path, list[str]]) -> bool:
     return any(not p.exists() or p.stat().st_mtime > built for p in needs)
 
 
-def _compile(job: tuple[Path, Path, list[str]]) -> None:
+def _compile(job: Job) -> None:
     source, target, command = job
     print(f"compiling {source.relative_to(ROOT)} -> {target.parent.name}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_suffix(".part")
     started = time.time()
-    _execute([*command[:-1], str(staged), "-MMD", "-MF", str(target.with_suffix(".d"))])
+    execute([*command[:-1], str(staged), "-MMD", "-MF", str(target.with_suffix(".d"))])
     os.utime(staged, (started, started))  # a source that changes while it is compiled stays newer
     staged.replace(target)
     target.with_suffix(".cmd").write_text("\n".join(command))
 
 
-def _execute(command: list[str]) -> None:
+def execute(command: list[str]) -> None:
+    """Run a compiler; its messages are passed on, a failure ends the build."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  our own compiler line
     if done.stderr:
         print(done.stderr, file=sys.stderr, flush=True)

@@ -37,6 +37,7 @@ class Explanation:
     rows: tuple[dict[str, Any], ...]
     precision: str
     memory: tuple[dict[str, int], ...]
+    isa: str = ""  #: instruction set of the kernels, "" where no backend in use has one
 
     @property
     def fallbacks(self) -> tuple[dict[str, Any], ...]:
@@ -45,7 +46,7 @@ class Explanation:
 
     def __str__(self) -> str:
         if not self.rows:
-            return f"precision {self.precision}; no plan yet: run the session, or pass feeds to explain()"
+            return f"{self._head()}; no plan yet: run the session, or pass feeds to explain()"
         head = ("plan", "backend", "op", "algorithm", "predicted_us", "measured_us", "why", "shape", "node")
         table = [head, *(tuple(_shown(r[k]) for k in head) for r in self.rows)]
         widths = [max(len(row[k]) for row in table) for k in range(len(head))]
@@ -53,7 +54,10 @@ class Explanation:
         counts = Counter(str(r["backend"]) for r in self.rows)
         summary = ", ".join(f"{n} on {b}" for b, n in counts.most_common())
         lines += [f"fallback: {r['op']} ({r['node']}): {r['reason']}" for r in self.fallbacks]
-        return "\n".join([f"precision {self.precision}{self._bf16()}; {summary}", *lines])
+        return "\n".join([f"{self._head()}; {summary}", *lines])
+
+    def _head(self) -> str:
+        return f"precision {self.precision}{self._bf16()}" + (f"; isa {self.isa}" if self.isa else "")
 
     def _bf16(self) -> str:
         """How much of a plan of low precision really computes in bf16."""
@@ -98,7 +102,8 @@ def explain_plans(executable: Executable, options: Options, prefix: str = "") ->
                 )
         if plan.late is not None:
             rows.extend(explain_plans(plan.late, options, f"{name}+").rows)
-    return Explanation(tuple(rows), options.precision, tuple(memory))
+    isas = (str(d.info.facts["isa"]) for d in executable.context.devices if "isa" in d.info.facts)
+    return Explanation(tuple(rows), options.precision, tuple(memory), next(isas, ""))
 
 
 def plan_parts(plan: Plan) -> list[tuple[str, Graph]]:

@@ -17,6 +17,8 @@ OPTIMIZATIONS = frozenset(
      "merge_matmul", "fuse_norm", "fuse_elementwise", "in_place"}
 )  # fmt: skip
 PRECISIONS = ("high", "normal", "low")
+#: Instruction sets that the CPU backend has kernels for, in rising order.
+ISAS = ("generic", "avx2", "avx512")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,9 @@ class Options:
         op that fell back is named in ``Session.explain()``.
     max_plans: how many specialisations (input shapes) a Session keeps compiled.
     memory_limit: bytes that one plan may need for activations; 0 = the machine's physical memory.
+    isa: the highest instruction set of the CPU backend's kernels: ``generic`` (SSE2 on x86-64, NEON on arm64), ``avx2``
+        or ``avx512`` (with AVX512_BF16 where the processor has it); None = the best there is. One that the processor
+        lacks raises BackendUnavailableError.
     """
 
     threads: int = 0
@@ -47,6 +52,7 @@ class Options:
     fallback: bool = False
     max_plans: int = 32
     memory_limit: int = 0
+    isa: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -64,6 +70,8 @@ class Options:
             raise InputError(f"tuning={self.tuning}: give 0 to 3600 seconds")
         if self.max_plans < 1:
             raise InputError(f"max_plans={self.max_plans}: at least 1")
+        if self.isa is not None and self.isa not in ISAS:
+            raise InputError(f"isa '{self.isa}' is not one of {', '.join(ISAS)}; None takes the best of this processor")
 
     @property
     def thread_count(self) -> int:

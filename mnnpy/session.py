@@ -318,7 +318,10 @@ def _context(backends: str | Sequence[str], options: Options) -> Context:
     names = ["cpu"] if backends == "auto" else [backends] if isinstance(backends, str) else list(backends)
     if not names:
         raise BackendUnavailableError("backends=[] leaves nothing to run on; give 'auto' or a list of names")
-    devices = tuple(open_device(n, threads=options.thread_count) for n in names)
+    wanted: dict[str, Any] = {"threads": options.thread_count}
+    if options.isa is not None:
+        wanted["isa"] = options.isa
+    devices = tuple(open_device(n, **wanted) for n in names)
     _check_algorithms(devices, options)
     host = next((d for d in devices if d.info.backend == "reference"), None) or open_device("reference")
     limit = options.memory_limit or _physical_memory()

@@ -28,15 +28,15 @@ _known: dict[tuple[str, str], Peaks] = {}
 _lock = threading.Lock()
 
 
-def peaks(records: Records, threads: int) -> Peaks:
-    """The peaks of programs with *threads* threads: from memory, from *records*, or measured now."""
-    key = f"peaks; {_native.isa()}; {threads} threads"
+def peaks(records: Records, threads: int, isa: str) -> Peaks:
+    """The peaks of programs for *isa* with *threads* threads: from memory, from *records*, or measured now."""
+    key = f"peaks; {isa}; {threads} threads"
     with _lock:
         found = _known.get((records.fingerprint, key))
         if found is None:
             record = records.get(key)
             if record is None:
-                record = Record(key, records.fingerprint, _measure(threads), "", "calibration")
+                record = Record(key, records.fingerprint, _measure(threads, isa), "", "calibration")
                 records.add(record)
             found = _known[records.fingerprint, key] = _peaks(record, threads)
     return found
@@ -55,14 +55,14 @@ def _peaks(record: Record, threads: int) -> Peaks:
     )
 
 
-def _measure(threads: int) -> dict[str, list[float]]:
+def _measure(threads: int, isa: str) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {}
     for rate in dict.fromkeys(a.rate for entries in TABLE.values() for a in entries):
-        program = _product(rate, threads)
+        program = _product(rate, threads, isa)
         if program is not None:
             samples[rate] = _times(*program, 6)
     for name, size in (("memory", LARGE), ("cache", SMALL * threads), (LAUNCH, 1)):
-        samples[name] = _times(*_copy(size, threads), 3 if name == "memory" else 12)
+        samples[name] = _times(*_copy(size, threads, isa), 3 if name == "memory" else 12)
     return samples
 
 
@@ -76,20 +76,20 @@ def _times(program: Any, inputs: list[Any], outputs: list[Any], repeat: int) -> 
     return times
 
 
-def _product(rate: str, threads: int) -> tuple[Any, list[Any], list[Any]] | None:
+def _product(rate: str, threads: int, isa: str) -> tuple[Any, list[Any], list[Any]] | None:
     """A product by the algorithm of this kind of arithmetic, or None where the native side has no kernel for it."""
     shape = (SIDE, SIDE)
     a = np.linspace(-1, 1, SIDE * SIDE, dtype=np.float32).reshape(shape)
     attrs = {"algorithm": "direct" if rate == "f32" else rate, "precision": "low" if rate == "bf16" else "normal"}
     tensors = [("f32", shape, "input", 0), ("f32", shape, "constant", a), ("f32", shape, "output", 0)]
     try:
-        program = _native.Program(tensors, [("MatMul", "peak", attrs, [0, 1], [2])], 0, threads)
+        program = _native.Program(tensors, [("MatMul", "peak", attrs, [0, 1], [2])], 0, threads, isa)
     except (ValueError, RuntimeError):
         return None
     return program, [a], [np.empty(shape, np.float32)]
 
 
-def _copy(size: int, threads: int) -> tuple[Any, list[Any], list[Any]]:
+def _copy(size: int, threads: int, isa: str) -> tuple[Any, list[Any], list[Any]]:
     tensors = [("f32", (size,), "input", 0), ("f32", (size,), "output", 0)]
-    program = _native.Program(tensors, [("Unary", "copy", {"fn": "Neg"}, [0], [1])], 0, threads)
+    program = _native.Program(tensors, [("Unary", "copy", {"fn": "Neg"}, [0], [1])], 0, threads, isa)
     return program, [np.zeros(size, np.float32)], [np.zeros(size, np.float32)]

@@ -107,9 +107,14 @@ def _written(work: _Layouter, node: Node) -> Node:
 
 
 def build_program(
-    graph: Graph, threads: int, *, in_place: bool = True, choices: Mapping[str, Choice] | None = None
+    graph: Graph,
+    threads: int,
+    *,
+    in_place: bool = True,
+    choices: Mapping[str, Choice] | None = None,
+    isa: str | None = None,
 ) -> CpuProgram:
-    """Compile a graph of native ops; raises BackendError naming the node that failed.
+    """Compile a graph of native ops for *isa* (None: the best); raises BackendError naming the node that failed.
 
     *choices*: why a node has its algorithm, by its first output, for ``describe()``.
     """
@@ -125,7 +130,7 @@ def build_program(
         for op, name, attrs, ins, outs in work.steps
     ]
     try:
-        native = _native.Program(tensors, rows, arena, threads)
+        native = _native.Program(tensors, rows, arena, threads, isa)
     except (ValueError, TypeError, RuntimeError) as error:
         raise BackendError(f"backend 'cpu' cannot compile segment '{graph.name}': {error}") from error
     types = [work.type(n) for n in graph.output_names]

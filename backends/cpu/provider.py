@@ -56,12 +56,20 @@ def _facts(native: Any) -> dict[str, Any]:
 
 
 class CpuDevice:
-    """The CPU with a number of threads."""
+    """The CPU with a number of threads and an instruction set."""
 
-    def __init__(self, info: DeviceInfo, threads: int = 0) -> None:
+    def __init__(self, info: DeviceInfo, threads: int = 0, isa: str | None = None) -> None:
+        """*isa* caps the instruction set; raises BackendUnavailableError where the processor lacks it."""
         from mnnpy.backends.cpu import _native
 
-        self.info = info
+        known = _native.available_isas()
+        self.isa: str = known[-1] if isa is None else isa
+        if self.isa not in known:
+            raise BackendUnavailableError(
+                f"isa='{isa}' was asked for, but this processor and build have {', '.join(known)} only (features: "
+                f"{', '.join(_native.cpu_features())}); give one of these, or None for the best"
+            )
+        self.info = replace(info, facts={**info.facts, "isa": self.isa, "features": _native.cpu_features(self.isa)})
         self.threads = threads
         self._native = _native
         self._ops = frozenset(_native.ops())
@@ -109,7 +117,8 @@ class CpuDevice:
             if t is not None and (t.dtype is DType.STRING or t.dtype.is_complex):
                 return Support(False, f"no kernels for {t.dtype}")
         outputs = [desc(t) if o else None for o, t in zip(node.outputs, view.outputs, strict=True)]
-        ok, reason = self._native.supports(node.op, native_attrs(node), [desc(t) for t in view.inputs], outputs)
+        inputs = [desc(t) for t in view.inputs]
+        ok, reason = self._native.supports(node.op, native_attrs(node), inputs, outputs, self.isa)
         return Support(ok, reason)
 
     def candidates(self, view: NodeView) -> list[Candidate]:
@@ -121,7 +130,7 @@ class CpuDevice:
             return [Candidate("direct", node_flops(view), moved_bytes(view))]
         low = replace(view, node=view.node.replace(attrs={**view.node.attrs, "precision": "low"}))
         entries = [a for a in TABLE[view.node.op] if a.applies(view)]
-        return [a.candidate(view) for a in entries if a.name == "direct" or accepted(low, a.name)]
+        return [a.candidate(view) for a in entries if a.name == "direct" or accepted(low, a.name, self.isa)]
 
     @property
     def algorithms(self) -> Mapping[str, Mapping[str, frozenset[str]]]:
@@ -138,11 +147,12 @@ class CpuDevice:
 
         graph = lower(segment.graph, segment.optimize, segment.precision)
         graph, choices = select_algorithms(
-            graph, segment.precision, segment.threads, segment.tuning, segment.algorithms
+            graph, segment.precision, segment.threads, segment.tuning, segment.algorithms, self.isa
         )
-        if "in_place" in segment.optimize:
+        in_place = "in_place" in segment.optimize
+        if in_place:
             graph = write_concats(graph)
-        return build_program(graph, segment.threads, in_place="in_place" in segment.optimize, choices=choices)
+        return build_program(graph, segment.threads, in_place=in_place, choices=choices, isa=self.isa)
 
     def upload(self, array: Array) -> Array:
         return np.ascontiguousarray(array)

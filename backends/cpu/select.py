@@ -81,10 +81,10 @@ def records() -> Records:
 _accepted: dict[tuple[str, str], bool] = {}
 
 
-def accepted(view: NodeView, algorithm: str) -> bool:
-    """Whether a native kernel takes *view* with this algorithm; asked once per kind of node."""
+def accepted(view: NodeView, algorithm: str, isa: str) -> bool:
+    """Whether a native kernel of *isa* takes *view* with this algorithm; asked once per kind of node."""
     node = view.node
-    key = (_key(view, 0), algorithm)
+    key = (_key(view, 0, isa), algorithm)
     known = _accepted.get(key)
     if known is None:
         attrs = {**node.attrs, "algorithm": algorithm}
@@ -93,7 +93,7 @@ def accepted(view: NodeView, algorithm: str) -> bool:
         inputs, outputs = _descriptions(view.inputs), _descriptions(view.outputs)
         if len(_accepted) > 1 << 16:
             _accepted.clear()
-        known = _accepted[key] = bool(_native.supports(node.op, attrs, inputs, outputs)[0])
+        known = _accepted[key] = bool(_native.supports(node.op, attrs, inputs, outputs, isa)[0])
     return known
 
 
@@ -101,21 +101,27 @@ def _descriptions(types: Iterable[TensorType | None]) -> list[tuple[str, tuple[A
     return [None if t is None else (str(t.dtype), tuple(t.shape or ())) for t in types]
 
 
-def _key(view: NodeView, threads: int) -> str:
+def _key(view: NodeView, threads: int, isa: str) -> str:
     """All that the time of a layer depends on."""
     node = view.node
     attrs = {k: v for k, v in sorted(node.attrs.items()) if k != "algorithm"}
     constant = [k for k, n in enumerate(node.inputs) if n in view.constants]
     types = [str(t) for t in (*view.inputs, *view.outputs)]
-    return json.dumps([node.op, attrs, types, constant, threads, _native.isa()], separators=(",", ":"), default=str)
+    return json.dumps([node.op, attrs, types, constant, threads, isa], separators=(",", ":"), default=str)
 
 
 def select_algorithms(
-    graph: Graph, precision: str, threads: int, budget: float = 0.0, forced: Mapping[str, str] | None = None
+    graph: Graph,
+    precision: str,
+    threads: int,
+    budget: float = 0.0,
+    forced: Mapping[str, str] | None = None,
+    isa: str | None = None,
 ) -> tuple[Graph, dict[str, Choice]]:
     """*graph* with the attribute ``algorithm`` on products and convolutions, and the choices by first output.
 
     *budget*: seconds that may be spent on measuring. *forced*: op → algorithm, taken wherever a kernel accepts it.
+    *isa*: the highest instruction set of kernels, None for the best.
     """
     if precision == "low":
         low = {"precision": "low"}
@@ -124,7 +130,7 @@ def select_algorithms(
     views = [v for v in (_view(n, graph) for n in graph.nodes if n.op in TABLE) if selectable(v)]
     if not views:
         return graph, {}
-    selector = Selector(precision, threads, budget, dict(forced or {}), records())
+    selector = Selector(precision, threads, budget, dict(forced or {}), records(), isa or _native.isa())
     choices = selector.run(views)
     chosen = []
     for node in graph.nodes:
@@ -153,16 +159,17 @@ class Selector:
     budget: float
     forced: dict[str, str]
     records: Records
+    isa: str
     peaks: Peaks = field(init=False)
 
     def __post_init__(self) -> None:
-        self.peaks = peaks(self.records, self.threads)
+        self.peaks = peaks(self.records, self.threads, self.isa)
 
     def run(self, views: list[NodeView]) -> dict[str, Choice]:
         """A choice for each node, by its first output."""
         same: dict[str, list[NodeView]] = {}
         for view in views:
-            same.setdefault(_key(view, self.threads), []).append(view)
+            same.setdefault(_key(view, self.threads, self.isa), []).append(view)
         choices: dict[str, Choice] = {}
         doubtful: list[tuple[str, dict[str, float]]] = []
         for key, group in same.items():
@@ -183,7 +190,7 @@ class Selector:
         for entry in TABLE[view.node.op]:
             if self.precision in entry.precisions and entry.applies(view):
                 seconds = predict(entry.candidate(view), self.peaks)
-                if seconds < inf and (entry.name == "direct" or accepted(view, entry.name)):
+                if seconds < inf and (entry.name == "direct" or accepted(view, entry.name, self.isa)):
                     times[entry.name] = seconds
         best = fastest(times)
         return dict(sorted(times.items(), key=lambda item: (item[0] != best, item[1])))
@@ -213,7 +220,7 @@ class Selector:
     def _takes(self, view: NodeView, algorithm: str) -> bool:
         """Whether a kernel takes a forced algorithm that the table's conditions would leave out."""
         entry = next((a for a in TABLE[view.node.op] if a.name == algorithm), None)
-        return entry is not None and self.precision in entry.precisions and accepted(view, algorithm)
+        return entry is not None and self.precision in entry.precisions and accepted(view, algorithm, self.isa)
 
     def _measured(self, key: str, view: NodeView, ranked: dict[str, float]) -> Choice:
         names = tuple(ranked)
@@ -221,7 +228,8 @@ class Selector:
         if self.budget <= 0:
             return Choice(best, "cost model", ranked[best], None, names)
         begin = time.perf_counter()
-        runs = _runs(view, [n for n in names if ranked[n] <= SHORTLIST * ranked[best]], self.threads)
+        shortlist = [n for n in names if ranked[n] <= SHORTLIST * ranked[best]]
+        runs = _runs(view, shortlist, self.threads, self.isa)
         _, samples = measure(runs, self.budget * SHARE)
         best = fastest({name: min(times) for name, times in samples.items()})
         self.budget -= time.perf_counter() - begin
@@ -236,7 +244,7 @@ def fastest(seconds: Mapping[str, float]) -> str:
     return "direct" if seconds.get("direct", inf) < GAIN * seconds[best] else best
 
 
-def _runs(view: NodeView, algorithms: Iterable[str], threads: int) -> dict[str, Callable[[], float]]:
+def _runs(view: NodeView, algorithms: Iterable[str], threads: int, isa: str) -> dict[str, Callable[[], float]]:
     """One timed call per algorithm of the real kernel, on the layer's own constants and random activations."""
     noise = np.random.default_rng(0).standard_normal(4096, dtype=np.float32)
     arrays = {}
@@ -246,11 +254,11 @@ def _runs(view: NodeView, algorithms: Iterable[str], threads: int) -> dict[str, 
             arrays[name] = view.constants[name] if name in view.constants else np.resize(noise, shape)
     (out,) = (t for t in view.outputs if t is not None)
     output: Any = np.empty(tuple(map(int, out.shape or ())), np.float32)  # type: ignore[arg-type]
-    return {a: _timed(*_single(view, a, arrays, output, threads), output) for a in algorithms}
+    return {a: _timed(*_single(view, a, arrays, output, threads, isa), output) for a in algorithms}
 
 
 def _single(
-    view: NodeView, algorithm: str, arrays: Mapping[str, Any], output: Any, threads: int
+    view: NodeView, algorithm: str, arrays: Mapping[str, Any], output: Any, threads: int, isa: str
 ) -> tuple[Any, list[Any]]:
     """A program of this one node, and the arrays that it takes as inputs."""
     node = view.node
@@ -270,7 +278,7 @@ def _single(
             inputs.append(array)
     tensors.append(("f32", output.shape, "output", 0))
     steps = [(node.op, "candidate", {**node.attrs, "algorithm": algorithm}, index, [len(tensors) - 1])]
-    return _native.Program(tensors, steps, 0, threads), inputs
+    return _native.Program(tensors, steps, 0, threads, isa), inputs
 
 
 def _timed(program: Any, inputs: list[Any], output: Any) -> Callable[[], float]:

@@ -68,7 +68,15 @@ class NullBackend:
     def devices(self) -> list[DeviceInfo]:
         return [DeviceInfo(self.name, n, k, facts={"speeds": s}) for k, (n, s) in enumerate(_FAMILY.items())]
 
-    def open(self, info: DeviceInfo, *, threads: int = 0, atomic_only: bool = True, **speeds: float) -> NullDevice:
+    def open(
+        self,
+        info: DeviceInfo,
+        *,
+        threads: int = 0,
+        isa: str | None = None,
+        atomic_only: bool = True,
+        **speeds: float,
+    ) -> NullDevice:
         """Open a device; *speeds* replace declared ones (``peak``, ``bandwidth``, ``launch``, ``transfer_…``)."""
         declared = info.facts.get("speeds", Speeds())
         merged = {n: getattr(declared, n) for n in Speeds.__dataclass_fields__} | speeds

@@ -30,8 +30,10 @@ class ReferenceBackend:
             DeviceInfo(self.name, "atomic", 1, facts={**facts, "atomic_only": True}),
         ]
 
-    def open(self, info: DeviceInfo, *, threads: int = 0, atomic_only: bool | None = None) -> ReferenceDevice:
-        """Open a device; *threads* is accepted and has no effect (NumPy has its own)."""
+    def open(
+        self, info: DeviceInfo, *, threads: int = 0, isa: str | None = None, atomic_only: bool | None = None
+    ) -> ReferenceDevice:
+        """Open a device; *threads* and *isa* are accepted and have no effect (NumPy has its own)."""
         if atomic_only is None:
             atomic_only = bool(info.facts.get("atomic_only", False))
         return ReferenceDevice(info, atomic_only)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         row.update(statistics(seconds))
     if args.json:
         emit_json({"model": args.model, "threads": options.thread_count, "precision": options.precision,
-                   "iterations": args.iters, "unit": "ms", "engines": rows})  # fmt: skip
+                   "isa": options.isa, "iterations": args.iters, "unit": "ms", "engines": rows})  # fmt: skip
         return 0
     columns = ("engine", "median", "p90", "p99", "min", "first", "load")
     print(f"{args.model}: ms, {args.iters} runs, {options.thread_count} thread(s), precision {options.precision}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mnnpy.cli.output import note
 from mnnpy.errors import InputError
-from mnnpy.options import PRECISIONS, Options
+from mnnpy.options import ISAS, PRECISIONS, Options
 from mnnpy.session import NodeArg, Session
 
 __all__ = ["add_inputs", "add_session", "feeds_for", "open_session", "options_of", "summary_of"]
@@ -38,6 +38,7 @@ def add_session(parser: argparse.ArgumentParser, *, several: bool = False) -> No
     )
     parser.add_argument("-t", "--threads", type=int, default=0, help="worker threads (0: one per core)")
     parser.add_argument("--precision", choices=PRECISIONS, default="normal", help="default: normal")
+    parser.add_argument("--isa", choices=ISAS, help="highest instruction set of CPU kernels (default: the best)")
     parser.add_argument("--fallback", action="store_true", help="let unsupported ops run on the reference backend")
 
 
@@ -56,7 +57,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def options_of(args: argparse.Namespace) -> Options:
     """Session options of the command line."""
-    return Options(threads=args.threads, precision=args.precision, fallback=args.fallback)
+    return Options(threads=args.threads, precision=args.precision, fallback=args.fallback, isa=args.isa)
 
 
 def open_session(args: argparse.Namespace, backends: str | Sequence[str] | None = None) -> Session:

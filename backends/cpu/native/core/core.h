@@ -9,11 +9,11 @@
 namespace mnnpy {
 
 // Names of the instruction set extensions found by CPUID that matter to kernels.
-std::vector<std::string> cpu_features();
-Isa best_isa();        // what this CPU can do and this build contains
-void set_isa(Isa isa);  // throws std::invalid_argument above best_isa()
+// Only those that kernels of an instruction set up to `limit` may use.
+std::vector<std::string> cpu_features(Isa limit);
+Isa best_isa();  // what this CPU can do and this build contains
 const char* isa_name(Isa isa);
-Isa isa_from_name(const std::string& name);
+Isa isa_from_name(const std::string& name);  // throws std::invalid_argument
 
 // The process-wide pool of `threads` participants (0: one per CPU this process may run on).
 class WorkPool;

@@ -1,6 +1,4 @@
 // CPU features and the choice of the instruction set.
-#include <atomic>
-
 #include "amx.h"
 #include "core/core.h"
 
@@ -24,25 +22,11 @@ Isa detect() {
 #endif
 }
 
-std::atomic<int>& current() {
-  static std::atomic<int> value{static_cast<int>(best_isa())};
-  return value;
-}
-
 }  // namespace
 
 Isa best_isa() {
   static const Isa best = detect();
   return best;
-}
-
-Isa isa() { return static_cast<Isa>(current().load(std::memory_order_relaxed)); }
-
-void set_isa(Isa isa) {
-  if (isa > best_isa())
-    throw std::invalid_argument(std::string("this CPU has no ") + isa_name(isa) + "; the best it has is " +
-                                isa_name(best_isa()));
-  current().store(static_cast<int>(isa));
 }
 
 const char* isa_name(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
@@ -53,25 +37,26 @@ Isa isa_from_name(const std::string& name) {
   throw std::invalid_argument("unknown instruction set '" + name + "'; known are generic, avx2, avx512");
 }
 
-std::vector<std::string> cpu_features() {
+std::vector<std::string> cpu_features(Isa limit) {
   std::vector<std::string> found;
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_cpu_init();
-#define MNNPY_FEATURE(f) \
-  if (__builtin_cpu_supports(f)) found.emplace_back(f)
-  MNNPY_FEATURE("sse4.2");
-  MNNPY_FEATURE("avx");
-  MNNPY_FEATURE("avx2");
-  MNNPY_FEATURE("fma");
-  MNNPY_FEATURE("avx512f");
-  MNNPY_FEATURE("avx512bw");
-  MNNPY_FEATURE("avx512dq");
-  MNNPY_FEATURE("avx512vl");
-  MNNPY_FEATURE("avx512vnni");
-  MNNPY_FEATURE("avx512bf16");
+#define MNNPY_FEATURE(f, level) \
+  if (limit >= Isa::level && __builtin_cpu_supports(f)) found.emplace_back(f)
+  MNNPY_FEATURE("sse4.2", GENERIC);
+  MNNPY_FEATURE("avx", AVX2);
+  MNNPY_FEATURE("avx2", AVX2);
+  MNNPY_FEATURE("fma", AVX2);
+  MNNPY_FEATURE("avx512f", AVX512);
+  MNNPY_FEATURE("avx512bw", AVX512);
+  MNNPY_FEATURE("avx512dq", AVX512);
+  MNNPY_FEATURE("avx512vl", AVX512);
+  MNNPY_FEATURE("avx512vnni", AVX512);
+  MNNPY_FEATURE("avx512bf16", AVX512);
 #undef MNNPY_FEATURE
-  if (*amx_reason() == '\0') found.emplace_back("amx-bf16");  // found and permitted
+  if (limit >= Isa::AVX512 && *amx_reason() == '\0') found.emplace_back("amx-bf16");  // found and permitted
 #elif defined(__aarch64__)
+  (void)limit;
   found.emplace_back("neon");
 #endif
   return found;

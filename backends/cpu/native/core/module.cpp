@@ -125,6 +125,13 @@ TensorDesc to_desc(py::handle v) {
   return d;
 }
 
+Isa to_isa(const py::object& name) {
+  const Isa wanted = name.is_none() ? best_isa() : isa_from_name(name.cast<std::string>());
+  if (wanted > best_isa())
+    throw py::value_error(std::string("this CPU has no ") + isa_name(wanted) + "; the best it has is " + isa_name(best_isa()));
+  return wanted;
+}
+
 // ---- Program --------------------------------------------------------------------------------------------------------
 
 class Program {
@@ -173,8 +180,7 @@ class Program {
       s.outputs = to_dims(row[4]);
       rows.push_back(std::move(s));
     }
-    const Isa wanted = isa_name.is_none() ? isa() : isa_from_name(isa_name.cast<std::string>());
-    if (wanted > best_isa()) throw py::value_error("this CPU has no " + isa_name.cast<std::string>());
+    const Isa wanted = to_isa(isa_name);
     {
       py::gil_scoped_release release;
       plan_ = std::make_unique<Plan>(std::move(specs), std::move(rows), arena_bytes, threads, wanted);
@@ -351,7 +357,7 @@ py::tuple supports(const std::string& op, const py::dict& attrs, const py::seque
   node.attrs = to_attrs(attrs);
   for (auto v : inputs) node.inputs.push_back(to_desc(v));
   for (auto v : outputs) node.outputs.push_back(to_desc(v));
-  const Isa wanted = isa_name.is_none() ? isa() : isa_from_name(isa_name.cast<std::string>());
+  const Isa wanted = to_isa(isa_name);
   std::string why;
   bool ok = false;
   try {
@@ -366,15 +372,14 @@ py::tuple supports(const std::string& op, const py::dict& attrs, const py::seque
 
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::per_interpreter_gil()) {
   m.doc() = "Native executor and kernels of the CPU backend.";
-  m.def("isa", [] { return isa_name(isa()); }, "Instruction set that new programs use: generic, avx2 or avx512.");
-  m.def("set_isa", [](const std::string& name) { set_isa(isa_from_name(name)); }, py::arg("name"),
-        "Lower (or restore) the instruction set for programs built from now on.");
+  m.def("isa", [] { return isa_name(best_isa()); }, "Best instruction set that CPU and build have: generic, avx2 or avx512.");
   m.def("available_isas", [] {
     py::list l;
     for (int k = 0; k <= static_cast<int>(best_isa()); ++k) l.append(isa_name(static_cast<Isa>(k)));
     return l;
   }, "Instruction sets that this CPU can run, worst first.");
-  m.def("cpu_features", &cpu_features, "Instruction set extensions found by CPUID.");
+  m.def("cpu_features", [](const py::object& isa) { return cpu_features(to_isa(isa)); }, py::arg("isa") = py::none(),
+        "Instruction set extensions found by CPUID, up to what kernels of *isa* may use.");
   m.def("missing_amx", [] { return std::string(amx_reason()); }, "Why AMX tiles cannot be used; empty where they can.");
   m.def("emulate_amx", &emulate_amx, py::arg("on"),
         "For tests: programs built from now on may use AMX kernels on any machine, on a slow stand-in of the unit.");

@@ -66,7 +66,7 @@ class Sort final : public Kernel {
  private:
   template <class T, class Item>
   void run_as(const RunContext& ctx, const void* in, void* const* outputs) const {
-    const auto [outer, n, inner] = split_;
+    const int64_t outer = split_.outer, n = split_.n, inner = split_.inner;
     if (k_ == 0) return;
     const double cost = static_cast<double>(n) * (k_ * 8 <= n ? 4 : 30);
     share(ctx, outer * inner, cost, [&](int64_t begin, int64_t end, int) {
