@@ -117,7 +117,7 @@ void convolution_checks() {
   convolve({.c = 6, .h = 12, .w = 11, .m = 9, .kh = 3, .kw = 5, .strides = {2, 1}, .pads = {0, 1, 2, 3}, .dilations = {2, 1}});
   convolve({.n = 2, .c = 12, .h = 8, .w = 9, .m = 20, .group = 4, .residual = true});
   convolve({.c = 6, .h = 9, .w = 8, .m = 6, .pads = {-1, 1, -2, 0}, .bias = false});
-  const std::vector<std::string> winograd = {"direct", "winograd2", "winograd4"};
+  const std::vector<std::string> winograd = {"direct", "winograd2", "winograd4", "winograd6"};
   convolve({.c = 8, .h = 8, .w = 8, .m = 8}, winograd);
   convolve({.n = 2, .c = 35, .h = 13, .w = 10, .m = 37, .residual = true, .relu = true}, winograd);
   convolve({.c = 20, .h = 5, .w = 17, .m = 19, .pads = {0, 2, 1, 0}, .bias = false}, winograd);
