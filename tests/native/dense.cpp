@@ -28,6 +28,7 @@ struct Product {
   std::string act = "";
   bool bias = false, residual = false;
   double alpha = 1;
+  std::string algorithm = "direct";
 };
 
 void matmul(const Product& p) {
@@ -57,6 +58,8 @@ void matmul(const Product& p) {
   c.in(a_shape, a).weight(b_shape, b);
   if (p.bias || p.residual) p.bias ? c.weight({p.n}, bias) : c.absent();
   if (p.residual) c.in(c_shape, residual);
+  c.attr("algorithm", p.algorithm);
+  if (p.algorithm != "direct") return c.check({want}, 3e-5, p.algorithm);
   c.check({want}, 5e-6);
   c.variable().check({want}, 5e-6);
 }
@@ -165,6 +168,8 @@ void dense_checks() {
     matmul({.m = m, .n = n, .k = k, .trans_a = true, .bias = true, .alpha = 0.5});
   }
   matmul({.m = 20, .n = 35, .k = 1100});  // more than one panel of k
+  matmul({.m = 70, .n = 200, .k = 90, .act = "Relu", .bias = true, .residual = true, .algorithm = "strassen"});
+  matmul({.m = 33, .n = 131, .k = 61, .trans_b = true, .algorithm = "strassen"});
   matmul({.batch = 3, .m = 9, .n = 20, .k = 12, .residual = true});
   matmul({.batch = 4, .m = 9, .n = 20, .k = 12, .trans_b = true, .shared_b = false});
   for (const char* act : {"Clip", "Sigmoid", "Tanh", "Gelu", "GeluTanh", "Silu", "HardSwish", "LeakyRelu", "HardSigmoid"})
