@@ -26,8 +26,11 @@ ALONG_AXIS = frozenset({"Softmax", "LogSoftmax", "PrefixScan"})
 PLAIN, LAST = 0, 1
 #: Reading cost by (form, state) of a node whose states are forms and which reads its own form; or plain only.
 OWN = ((0.0, inf), (inf, 0.0))
-ANY = ((0.0, 0.0), (0.0, 0.0))
 ONLY_PLAIN = ((0.0, 0.0), (inf, inf))
+#: States of nodes that can do both; of equally cheap ones the first is taken.
+BOTH = (LAST, PLAIN)
+#: What a raster that turns an operand costs more than one that does not, as a share of the operand's bytes.
+TURN = 1 / 16
 #: Bytes that a core copies while a step is started (0.4 µs at some 40 GB/s).
 STEP = 16 << 10
 
@@ -100,13 +103,13 @@ class _Forms:
             self._node(node, (LAST,), [OWN, *[ONLY_PLAIN] * (len(node.inputs) - 1)])
         elif node.op in ELEMENTWISE and rank in (3, 4, 5) and all(self.shape(node.outputs[0])):
             reads = [OWN if len(self.shape(n)) == rank else ONLY_PLAIN for n in node.inputs]
-            self._node(node, (PLAIN, LAST), reads)
+            self._node(node, BOTH, reads)
             self._fusion(node)
         elif node.op == "Reduce" and self._reduces_last(node):
             keeps = node.attrs.get("keepdims", True)
-            self._node(node, (PLAIN, LAST), [OWN], (PLAIN, LAST) if keeps else (PLAIN, PLAIN))
+            self._node(node, BOTH, [OWN], BOTH if keeps else (PLAIN, PLAIN))
         elif self._along_axis(node):
-            self._node(node, (PLAIN, LAST), [OWN, *[ONLY_PLAIN] * (len(node.inputs) - 1)])
+            self._node(node, BOTH, [OWN, *[ONLY_PLAIN] * (len(node.inputs) - 1)])
         elif node.op == "Raster":
             self._raster(node, rank)
         else:
@@ -150,17 +153,22 @@ class _Forms:
                 continue
             if self.graph.nodes[first].op in ELEMENTWISE or self.graph.nodes[first].op in ("Convolution", "MatMul"):
                 extra = self.copied(node.outputs[0])
-                self.net.edge(first, second, [[extra * (a != b) for b in (PLAIN, LAST)] for a in made])
+                self.net.edge(first, second, [[extra * (a != b) for b in BOTH] for a in made])
 
     def _raster(self, node: Node, rank: int) -> None:
         """One copy whatever it reads and writes, unless it is a view of its only operand."""
-        states = (PLAIN, LAST) if rank in (3, 4, 5) and all(self.shape(node.outputs[0])) else (PLAIN,)
+        states = BOTH if rank in (3, 4, 5) and all(self.shape(node.outputs[0])) else (PLAIN,)
         cost = self.copied(node.outputs[0])
         if len(node.inputs) != 1 or len(node.attrs["regions"]) != 1:
-            self._node(node, states, [ANY] * len(node.inputs), None, cost)
+            self._node(node, states, [self._turns(n) for n in node.inputs], None, cost)
             return
-        read = tuple(tuple(0.0 if self._views(node, a, b) else cost for b in (PLAIN, LAST)) for a in (PLAIN, LAST))
+        turns = self._turns(node.inputs[0])
+        read = [[0.0 if self._views(node, a, b) else cost + turns[a][b] for b in (PLAIN, LAST)] for a in (PLAIN, LAST)]
         self._node(node, states, [read])
+
+    def _turns(self, name: str) -> Sequence[Sequence[float]]:
+        extra = 0.0 if moves_nothing(self.shape(name)) else TURN * self.size(name)
+        return ((0.0, extra), (extra, 0.0))
 
     def _views(self, node: Node, source: int, target: int) -> bool:
         """Whether a raster copies nothing when it reads one form and writes another."""
