@@ -202,6 +202,16 @@ def _half_weights(view: NodeView) -> Work:
     return Work(node_flops(view), moved_bytes(view) - weights, 2.0 * prod(_dims(view, 0)))
 
 
+def _winograd_bf16_work(view: NodeView) -> Work:
+    """As F(2x2,3x3), with weights and transformed inputs of half the width."""
+    (batch, height, width, m), c = _dims(view, -1), _dims(view, 0)[-1]
+    tiles = batch * ceil(height / 2) * ceil(width / 2)
+    weights = 2.0 * 16 * c * m
+    passes = 1 if weights <= RESIDENT else ceil(tiles / 48)
+    outside = moved_bytes(view) - 4.0 * prod(_dims(view, 1))
+    return Work(2.0 * 16 * tiles * c * m, outside + weights * passes, 2 * 16.0 * tiles * (2 * c + 4 * m))
+
+
 def _split_weights(view: NodeView) -> Work:
     """Two halves take the room of one f32. The rate of three products is measured as a whole, on full tiles."""
     waste = 1.0
@@ -219,6 +229,7 @@ def _filled(size: int, unit: int) -> float:
 
 
 DIRECT = Algorithm("direct", frozenset({HIGH, NORMAL, LOW}), _always, _direct_work)
+WINOGRAD_BF16 = Algorithm("winograd2bf16", frozenset({LOW}), _winograd_applies, _winograd_bf16_work, "bf16")
 STRASSEN = Algorithm("strassen", frozenset({NORMAL, LOW}), _strassen_applies, _strassen_work)
 BF16X3 = Algorithm("bf16x3", frozenset({NORMAL, LOW}), _bf16_applies, _split_weights, "bf16x3")
 BF16 = Algorithm("bf16", frozenset({LOW}), _bf16_applies, _half_weights, "bf16")
@@ -226,5 +237,5 @@ BF16 = Algorithm("bf16", frozenset({LOW}), _bf16_applies, _half_weights, "bf16")
 #: Op → its algorithms. The first is the one that always works.
 TABLE: Mapping[str, tuple[Algorithm, ...]] = {
     "MatMul": (DIRECT, STRASSEN, BF16X3, BF16),
-    "Convolution": (DIRECT, _winograd(2), _winograd(4), _winograd(6), STRASSEN, BF16X3, BF16),
+    "Convolution": (DIRECT, _winograd(2), _winograd(4), _winograd(6), STRASSEN, BF16X3, BF16, WINOGRAD_BF16),
 }

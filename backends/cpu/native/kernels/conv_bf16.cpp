@@ -107,17 +107,17 @@ class ConvBf16 final : public Kernel {
     e.residual = has_residual_ ? static_cast<const float*>(inputs[3]) : nullptr;
     auto* y = static_cast<float*>(outputs[0]);
     if (plain_) {
-      product_.template run<float>(packed, y, s_.m, e, ctx.pool, ctx.scratch, {}, MatrixRows{x, s_.c});
+      product_.template run<float>(packed, y, s_.pitch, e, ctx.pool, ctx.scratch, {}, MatrixRows{x, s_.c});
     } else if (s_.taps() == 1) {
       const PixelRows<float> fill{&gemm_, x, zeros_.data(), {s_.in[0], s_.in[1], s_.in[2]}, s_.c, {s_.before[0], s_.before[1], s_.before[2]}};
-      product_.template run<float>(packed, y, s_.m, e, ctx.pool, ctx.scratch, {}, fill);
+      product_.template run<float>(packed, y, s_.pitch, e, ctx.pool, ctx.scratch, {}, fill);
     } else {
       auto* copy = reinterpret_cast<uint16_t*>(ctx.scratch);
       convert_input(ctx, x, copy);
       const auto edge = [&](int d) { return border_ ? int64_t{0} : s_.before[d]; };
       const PixelRows<uint16_t> fill{&gemm_, copy, reinterpret_cast<const uint16_t*>(zeros_.data()),
                                      {padded_[0], padded_[1], padded_[2]}, pitch_, {edge(0), edge(1), edge(2)}};
-      product_.template run<uint16_t>(packed, y, s_.m, e, ctx.pool, ctx.scratch + copy_bytes(), Pixels::layout(plane_, !merged_), fill);
+      product_.template run<uint16_t>(packed, y, s_.pitch, e, ctx.pool, ctx.scratch + copy_bytes(), Pixels::layout(plane_, !merged_), fill);
     }
   }
 
@@ -170,7 +170,7 @@ class ConvBf16 final : public Kernel {
 bool common_shape(const NodeDesc& node, const BuildContext& ctx, ConvShape& s, Epilogue& e) {
   const auto no = [&](const char* why) { return decline(ctx, why), false; };
   const char* why = "";
-  if (!conv_shape(node, true, s, why) || !conv_operands(node, s, e, why)) return no(why);
+  if (!conv_shape(node, true, s, why, true) || !conv_operands(node, s, e, why)) return no(why);
   if (s.group != 1) return no("grouped convolution has no bf16 kernel");
   if (!constant_weights(node)) return no("bf16 convolution needs constant weights");
   if (s.m < 8 || s.c * s.taps() < 8) return no("too small to gain from bf16");

@@ -2,7 +2,9 @@
 // F(6x6,3x3).
 //
 // A block of output tiles is transformed so that both the transformed input and the products of one panel of output
-// channels stay in L2; the transformed weights stream past. Per transform point that is one small matrix product.
+// channels stay in L2; the transformed weights stream past. Per transform point that is one small matrix product. For
+// precision="low" F(2x2,3x3) also comes with products of bf16 pairs: its transforms add and halve only, so that the error is
+// 1.6 times that of direct bf16 products (F(4x4,3x3) would have 20 times).
 #include <cmath>
 #include <cstring>
 
@@ -13,7 +15,7 @@
 namespace mnnpy::MNNPY_NS {
 namespace {
 
-template <int O>
+template <int O, bool PAIRS = false>
 class ConvWinograd final : public Kernel {
   static constexpr int T = O + 2;      // tile size of the input
   static constexpr int kPoints = T * T;
@@ -28,13 +30,14 @@ class ConvWinograd final : public Kernel {
     tiles_w_ = (s.out[2] + O - 1) / O;
     tiles_ = s.batch * tiles_h_ * tiles_w_;
     pitch_ = (s.c + W - 1) / W * W + W;  // the extra vector keeps rows off the same cache set
-    const int64_t parts = (s.c + kChain - 1) / kChain;
+    if (PAIRS) pitch_ = (s.c + 2 * W - 1) / (2 * W) * 2 * W + 2 * W;  // elements of bf16
+    const int64_t parts = PAIRS ? 1 : (s.c + kChain - 1) / kChain;
     depth_ = (s.c + parts - 1) / parts;
     panels_ = Panels(s.m);
     plan(std::max(1, ctx.threads));
     const auto* w = static_cast<const float*>(node.inputs[1].constant);
     if (w == nullptr) return;  // only asked whether it fits
-    packed_ = Floats(static_cast<size_t>(panels_.width * kPoints * s.c));
+    packed_ = Floats(static_cast<size_t>(panels_.width * kPoints * units()));
     pack(w);
     packed_.share();
     zeros_ = Floats(static_cast<size_t>(s.c));
@@ -55,7 +58,7 @@ class ConvWinograd final : public Kernel {
   size_t packed_bytes() const override { return packed_.bytes() + zeros_.bytes(); }
   bool consumed(int input) const override { return input == 1; }
   bool in_place(int input) const override { return input == 3; }
-  std::string algorithm() const override { return O == 6 ? "conv-winograd6" : O == 4 ? "conv-winograd4" : "conv-winograd2"; }
+  std::string algorithm() const override { return PAIRS ? "conv-winograd2bf16" : O == 6 ? "conv-winograd6" : O == 4 ? "conv-winograd4" : "conv-winograd2"; }
 
   size_t scratch_bytes(int threads) const override {
     const auto slots = static_cast<size_t>(threads);
@@ -73,7 +76,7 @@ class ConvWinograd final : public Kernel {
       ctx.pool->parallel_for(blocks_, [&](int64_t q, int slot) {
         float* v = scratch + static_cast<size_t>(slot) * (input_floats() + product_floats());
         const int64_t first = q * block_, count = std::min(block_, tiles_ - first);
-        for (int64_t t = 0; t < count; ++t) transform_input(x, first + t, 0, s_.c, count, v + t * pitch_);
+        for (int64_t t = 0; t < count; ++t) transform(x, first, t, 0, s_.c, count, v);
         for (size_t p = 0; p < panels_.list.size(); ++p) multiply(p, first, count, v, v + input_floats(), e, y);
       });
       return;
@@ -84,7 +87,7 @@ class ConvWinograd final : public Kernel {
       const int64_t slices = (s_.c + kSlice - 1) / kSlice;
       ctx.pool->parallel_for(count * slices, [&](int64_t k, int) {
         const int64_t t = k / slices, c = k % slices * kSlice;
-        transform_input(x, first + t, c, std::min(s_.c, c + kSlice), count, v + t * pitch_);
+        transform(x, first, t, c, std::min(s_.c, c + kSlice), count, v);
       });
       ctx.pool->parallel_for(static_cast<int64_t>(panels_.list.size()), [&](int64_t p, int slot) {
         multiply(static_cast<size_t>(p), first, count, v, scratch + static_cast<size_t>(slot) * product_floats(), e, y);
@@ -121,7 +124,8 @@ class ConvWinograd final : public Kernel {
     }
   }
 
-  size_t input_floats() const { return round_up_64(static_cast<size_t>(kPoints * block_ * pitch_)); }
+  int64_t units() const { return PAIRS ? (s_.c + 1) / 2 : s_.c; }  // of 32 bits, along the channels
+  size_t input_floats() const { return round_up_64(static_cast<size_t>(kPoints * block_ * pitch_ / (PAIRS ? 2 : 1))); }
   size_t product_floats() const { return round_up_64(static_cast<size_t>(kPoints * (block_ * kMaxNV * W + W))); }
 
   void pack(const float* w) {
@@ -140,16 +144,41 @@ class ConvWinograd final : public Kernel {
       }
       for (const auto& panel : list) {
         const int64_t width = int64_t{panel.nv} * W;
-        float* to = packed_.data() + panel.offset * kPoints * s_.c + point * s_.c * width;
+        float* to = packed_.data() + panel.offset * kPoints * units() + point * units() * width;
+#if MNNPY_ISA == 2
+        if constexpr (PAIRS) {
+          Panels one;
+          one.list = {{panel.column, panel.nv, panel.cols, 0}};
+          pack_pairs(one, 1, s_.c, BView{u.data(), 0, 1, s_.c}, reinterpret_cast<uint32_t*>(to), 0, 1);
+          continue;
+        }
+#endif
         for (int64_t c = 0; c < s_.c; ++c)
           for (int64_t j = 0; j < width; ++j) to[c * width + j] = j < panel.cols ? u[static_cast<size_t>((panel.column + j) * s_.c + c)] : 0.0f;
       }
     }
   }
 
-  // Bᵀ d B of one tile, channels [c0, c1); v is [point][tile of the block][pitch]. The outer loops stay loops: unrolled, their code
-  // would not fit the instruction cache.
-  void transform_input(const float* x, int64_t tile, int64_t c0, int64_t c1, int64_t count, float* v) const {
+  // Tile first + t, channels [c0, c1), to its place in v: [point][tile of the block][pitch].
+  void transform(const float* x, int64_t first, int64_t t, int64_t c0, int64_t c1, int64_t count, float* v) const {
+#if MNNPY_ISA == 2
+    if constexpr (PAIRS) {
+      alignas(64) float slice[kPoints * kSlice];
+      auto* to = reinterpret_cast<uint16_t*>(v) + t * pitch_;
+      for (int64_t c = c0; c < c1; c += kSlice) {
+        const int64_t channels = std::min(kSlice, c1 - c);
+        transform_input(x, first + t, c, c + channels, kSlice, slice);
+        for (int point = 0; point < kPoints; ++point) to_bf16(slice + point * kSlice, to + point * count * pitch_ + c, channels);
+      }
+      return;
+    }
+#endif
+    transform_input(x, first + t, c0, c1, count * pitch_, v + t * pitch_ + c0);
+  }
+
+  // Bᵀ d B of one tile, channels [c0, c1), points `step` apart. The outer loops stay loops: unrolled, their code would not fit the
+  // instruction cache.
+  void transform_input(const float* x, int64_t tile, int64_t c0, int64_t c1, int64_t step, float* v) const {
     const int64_t tw = tile % tiles_w_, th = tile / tiles_w_ % tiles_h_, n = tile / (tiles_w_ * tiles_h_);
     const int64_t h0 = th * O - s_.before[1], w0 = tw * O - s_.before[2];
     const float* pixels[kPoints];  // padding reads zeros
@@ -159,7 +188,6 @@ class ConvWinograd final : public Kernel {
         const bool valid = h >= 0 && h < s_.in[1] && w >= 0 && w < s_.in[2];
         pixels[j * T + i] = valid ? x + ((n * s_.in[1] + h) * s_.in[2] + w) * s_.c : zeros_.data();
       }
-    const int64_t step = count * pitch_;
     for (int64_t c = c0; c < c1; c += W) {
       const int lanes = static_cast<int>(std::min<int64_t>(W, s_.c - c));
       VF half[T][T];
@@ -180,7 +208,7 @@ class ConvWinograd final : public Kernel {
       for (int i = 0; i < T; ++i) {
         VF out[T];
         Transform<O>::input(half[i], out);
-        float* to = v + i * T * step + c;
+        float* to = v + i * T * step + (c - c0);
 #pragma GCC unroll 8
         for (int j = 0; j < T; ++j) store(to + j * step, out[j]);
       }
@@ -190,6 +218,13 @@ class ConvWinograd final : public Kernel {
   void multiply(size_t p, int64_t first, int64_t count, const float* v, float* products, const Epilogue& e, float* y) const {
     const auto& panel = panels_.list[p];
     const int64_t width = int64_t{panel.nv} * W, step = count * width + W;
+#if MNNPY_ISA == 2
+    if constexpr (PAIRS) {
+      multiply_pairs(panel, count, v, products, step);
+      for (int64_t r = 0; r < count; ++r) transform_output(panel, first + r, products + r * width, step, e, y);
+      return;
+    }
+#endif
     const float* rows[64];
     Epilogue raw, more;
     more.accumulate = true;
@@ -218,6 +253,24 @@ class ConvWinograd final : public Kernel {
     }
     for (int64_t r = 0; r < count; ++r) transform_output(panel, first + r, products + r * width, step, e, y);
   }
+
+#if MNNPY_ISA == 2
+  void multiply_pairs(const Panels::Panel& panel, int64_t count, const float* v, float* products, int64_t step) const {
+    const int64_t width = int64_t{panel.nv} * W;
+    const auto* words = reinterpret_cast<const uint32_t*>(packed_.data()) + panel.offset * kPoints * units();
+    const uint16_t* rows[64];
+    const Epilogue raw;
+    PairTile t;
+    t.tap_stride = 0, t.taps = 1, t.depth = s_.c, t.k_begin = 0, t.ldc = width;
+    t.cols = static_cast<int>(width), t.epilogue = &raw, t.column = 0;
+    for (int point = 0; point < kPoints; ++point) {
+      const auto* from = reinterpret_cast<const uint16_t*>(v) + point * count * pitch_;
+      for (int64_t r = 0; r < count; ++r) rows[r] = from + r * pitch_;
+      t.b = words + point * units() * width;
+      run_pair_panel(t, panel.nv, rows, 0, count, products + point * step);
+    }
+  }
+#endif
 
   // Aᵀ m A of one tile for the channels of a panel, then the epilogue.
   void transform_output(const Panels::Panel& panel, int64_t tile, const float* m, int64_t step, const Epilogue& e, float* y) const {
@@ -294,7 +347,8 @@ std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& 
   if (node.s("layout", "NCHW") != "NHWC") return decline(ctx, "layout is not NHWC");
   const std::string algorithm = node.s("algorithm", "auto");
   const bool automatic = algorithm == "auto";
-  if (!automatic && algorithm != "winograd2" && algorithm != "winograd4" && algorithm != "winograd6")
+  const bool pairs = algorithm == "winograd2bf16";
+  if (!automatic && !pairs && algorithm != "winograd2" && algorithm != "winograd4" && algorithm != "winograd6")
     return decline(ctx, "another algorithm was asked for");
   ConvShape s;
   Epilogue e;
@@ -304,6 +358,14 @@ std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& 
   for (int d = 1; d < 3; ++d) fits = fits && s.kernel[d] == 3 && s.stride[d] == 1 && s.dilation[d] == 1 && s.out[d] > 0;
   if (!fits || s.batch == 0) return decline(ctx, "Winograd takes 3x3 kernels of stride 1 without groups");
   if (!constant_weights(node)) return decline(ctx, "Winograd needs constant weights");
+  if (pairs) {
+    NodeDesc low = node;
+    low.attrs["algorithm"] = std::string("bf16");
+    if (MNNPY_ISA != 2 || !wants_bf16(low, ctx)) return nullptr;
+#if MNNPY_ISA == 2
+    return std::make_unique<ConvWinograd<2, true>>(node, ctx, s, e);
+#endif
+  }
   int best = algorithm == "winograd2" ? 2 : algorithm == "winograd4" ? 4 : 6;
   if (automatic) {
     const double cost[3] = {ConvWinograd<2>::cost(s), ConvWinograd<4>::cost(s), ConvWinograd<6>::cost(s)};
