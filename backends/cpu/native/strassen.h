@@ -31,6 +31,7 @@ class Strassen {
     int64_t ld;
   };
   struct Job;
+  struct Next;
   Strassen(int64_t rows, int64_t n, int64_t depth, int threads, int levels, int nv);
   double cost(int threads) const;
   // Groups of panels, and panels that are left over.
@@ -41,6 +42,7 @@ class Strassen {
   void group_one(const Job& job, int64_t group, int64_t r0, int64_t r1, float* slot) const;
   void group_two(const Job& job, int64_t group, int64_t r0, int64_t r1, float* slot) const;
   void chunk(const Job& job, int64_t index, int64_t parts, float* slot) const;
+  void upcoming(const Job& job, int64_t group, int64_t rows, Next& next) const;
   void plain(const Job& job, size_t panel, int64_t r0, int64_t r1, int64_t k0, int64_t k1) const;
 
   int levels_ = 0, nv_ = 0;

@@ -45,6 +45,8 @@ struct TileGroup {
   const float *from[4], *minus[4];
   int64_t depth;
   float* running;         // u0 and u1 of the tile
+  const float* stream;    // memory to fetch on the way, and lines per step of k
+  int64_t lines;
   // Where the four results go: to C, after the step of the outer level with its own running sums.
   Step outer;
   float *u0[4], *u1[4];   // rows of NV·W floats
@@ -76,17 +78,26 @@ MNNPY_INLINE bool advance(VF (&acc)[MR][NV], Step step, float* u0, float* u1) {
   return true;
 }
 
-// acc += A·B; next(bv) loads the next row of B. The rows of A of the product to come, which lie in L2 or L3, are fetched
-// on the way: they are too short for the hardware to see where they go.
+// What a product brings nearer on the way: rows of A for the product to come, which are too short for the hardware to see
+// where they go, and the B of the next group of panels, a few lines at a time, so that no tile waits for main memory.
+struct Fetch {
+  const float* rows;
+  int64_t ld;
+  const float* stream;
+  int64_t lines;  // per step of k
+};
+constexpr int64_t kLine = 16, kStep = 2 * kLine;  // floats of a cache line; k between two fetches
+constexpr int64_t kAhead = 16;  // rows of B
+
+// acc += A·B; next(bv) loads the next row of B.
 template <int MR, int NV, class Next>
-MNNPY_INLINE void multiply(VF (&acc)[MR][NV], const float* const (&a)[MR], int64_t depth, const float* ahead, int64_t ahead_ld,
-                           Next&& next) {
-  constexpr int64_t kLine = 16;  // floats
-  for (int64_t begin = 0; begin < depth; begin += kLine) {
-    const int64_t end = std::min(depth, begin + kLine);
-    const float* line = ahead + begin;
+MNNPY_INLINE void multiply(VF (&acc)[MR][NV], const float* const (&a)[MR], int64_t depth, Fetch& fetch, Next&& next) {
+  for (int64_t begin = 0; begin < depth; begin += kStep) {
+    const int64_t end = std::min(depth, begin + kStep);
+    const float* line = fetch.rows + begin;
 #pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r, line += ahead_ld) __builtin_prefetch(line);
+    for (int r = 0; r < MR; ++r, line += fetch.ld) __builtin_prefetch(line), __builtin_prefetch(line + kLine);
+    for (int64_t q = 0; q < fetch.lines; ++q, fetch.stream += kLine) __builtin_prefetch(fetch.stream, 0, 2);
     for (int64_t k = begin; k < end; ++k) {
       VF bv[NV];
       next(bv);
@@ -143,6 +154,7 @@ template <int MR, int NV>
 [[gnu::noinline]] void seven(const TileGroup& g) {
   constexpr int64_t width = NV * W;
   float *const u0 = g.running, *const u1 = u0 + MR * width;
+  Fetch fetch{nullptr, 0, g.stream, g.lines};
   for (int s = 0; s < kProducts; ++s) {
     VF acc[MR][NV];
 #pragma GCC unroll 16
@@ -153,29 +165,33 @@ template <int MR, int NV>
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) a[r] = g.a[s] + r * g.lda[s];
     const bool wrap = s == kProducts - 1;  // to the first product of the next tile
-    const int64_t ahead_ld = g.lda[wrap ? 0 : s + 1];
-    const float* ahead = g.a[wrap ? 0 : s + 1] + (wrap ? MR * ahead_ld : 0);
+    fetch.ld = g.lda[wrap ? 0 : s + 1];
+    fetch.rows = g.a[wrap ? 0 : s + 1] + (wrap ? MR * fetch.ld : 0);
     Right b = right_operand(g, s, g.depth * width);
     if (kQuadrant[s] >= 0) expect<MR, NV>(g, kQuadrant[s]);
     if (b.y == nullptr) {
-      multiply<MR, NV>(acc, a, g.depth, ahead, ahead_ld, [&b](VF (&bv)[NV]) MNNPY_LAMBDA {
+      multiply<MR, NV>(acc, a, g.depth, fetch, [&b](VF (&bv)[NV]) MNNPY_LAMBDA {
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) bv[v] = load(b.x + v * W);
         b.x += width;
       });
     } else if (b.z == nullptr) {
-      multiply<MR, NV>(acc, a, g.depth, ahead, ahead_ld, [&b](VF (&bv)[NV]) MNNPY_LAMBDA {
+      multiply<MR, NV>(acc, a, g.depth, fetch, [&b](VF (&bv)[NV]) MNNPY_LAMBDA {
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
+          __builtin_prefetch(b.x + kAhead * width + v * W);
+          __builtin_prefetch(b.y + kAhead * width + v * W);
           bv[v] = load(b.x + v * W) - load(b.y + v * W);
           store(b.to + v * W, bv[v]);
         }
         b.x += width, b.y += width, b.to += width;
       });
     } else {
-      multiply<MR, NV>(acc, a, g.depth, ahead, ahead_ld, [&b](VF (&bv)[NV]) MNNPY_LAMBDA {
+      multiply<MR, NV>(acc, a, g.depth, fetch, [&b](VF (&bv)[NV]) MNNPY_LAMBDA {
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
+          __builtin_prefetch(b.x + kAhead * width + v * W);
+          __builtin_prefetch(b.y + kAhead * width + v * W);
           const VF d = load(b.x + v * W) - load(b.y + v * W);
           store(b.difference + v * W, d);
           bv[v] = d - load(b.z + v * W);
@@ -261,6 +277,19 @@ struct Strassen::Job {
   int64_t row0, count;       // of the block, in rows and in leaf rows
   int64_t k0;
   bool last, last_block;     // of the groups of k, of the blocks of rows
+};
+
+// The panels to fetch while a group is multiplied: `count` stretches of `lines` lines, shared evenly by `steps`.
+struct Strassen::Next {
+  const float* at[4];
+  int64_t count = 0, lines = 0, per_step = 0, done = 0;
+
+  void take(int64_t steps, const float*& stream, int64_t& step_lines) {
+    const int64_t which = lines > 0 ? done / lines : count;
+    step_lines = which < count ? per_step : 0;
+    stream = which < count ? at[which] + done % lines * kLine : nullptr;
+    done += steps * step_lines;
+  }
 };
 
 Strassen::Strassen(int64_t rows, int64_t n, int64_t depth, int threads, int levels, int nv)
@@ -380,14 +409,16 @@ void left_operands(Operand x, int64_t rows, int64_t cols, const float* sums, int
 }
 
 // All tiles of rows [r0, r1); `each` sets operands and results of the rows from r on.
-template <class Each>
-void tiles(TileGroup& g, int nv, int64_t r0, int64_t r1, Each&& each) {
+template <class Next, class Each>
+void tiles(TileGroup& g, int nv, int64_t r0, int64_t r1, Next& next, Each&& each) {
   const int most = kRows[nv];
   const int64_t count = (r1 - r0 + most - 1) / most, base = (r1 - r0) / count, extra = (r1 - r0) % count;
+  const int64_t steps = kProducts * ((g.depth + kStep - 1) / kStep);
   int64_t r = r0;
   for (int64_t q = 0; q < count; ++q) {
     const int64_t height = base + (q < extra ? 1 : 0);
     each(r);
+    next.take(steps, g.stream, g.lines);
     g.form = q == 0;
     sevens.fn[nv][height](g);
     r += height;
@@ -395,6 +426,21 @@ void tiles(TileGroup& g, int nv, int64_t r0, int64_t r1, Each&& each) {
 }
 
 }  // namespace
+
+// Where the B of the group after this one lies, for `rows` rows to be multiplied meanwhile.
+void Strassen::upcoming(const Job& job, int64_t group, int64_t rows, Next& next) const {
+  int64_t k0 = job.k0;
+  if (++group == panel_groups_) {
+    if (job.last) return;
+    group = 0, k0 += cut_ * leaf_;
+  }
+  const int64_t width = int64_t{nv_} * W;
+  for (int64_t p = 0; p < cut_; ++p) next.at[p] = job.packed + panels_.list[static_cast<size_t>(group * cut_ + p)].offset * depth_ + k0 * width;
+  next.count = cut_, next.lines = cut_ * leaf_ * width / kLine;
+  const int64_t calls = (rows + kRows[nv_] - 1) / kRows[nv_] * (levels_ == 1 ? 1 : kProducts);
+  const int64_t steps = calls * kProducts * ((leaf_ + kStep - 1) / kStep);
+  next.per_step = std::min<int64_t>(16, (next.lines * next.count + steps - 1) / steps);
+}
 
 void Strassen::plain(const Job& job, size_t panel, int64_t r0, int64_t r1, int64_t k0, int64_t k1) const {
   if (r0 >= r1) return;
@@ -429,7 +475,9 @@ void Strassen::group_one(const Job& job, int64_t group, int64_t r0, int64_t r1, 
   TileGroup g;
   for (int q = 0; q < 4; ++q) g.b[q] = job.packed + panel[q % 2].offset * depth_ + (job.k0 + q / 2 * leaf_) * width;
   g.running = slot, g.t = slot + running_floats(), g.depth = leaf_, g.outer = Step::LAST, g.minus[0] = nullptr;
-  tiles(g, nv_, r0, r1, [&](int64_t r) {
+  Next next;
+  upcoming(job, group, r1 - r0, next);
+  tiles(g, nv_, r0, r1, next, [&](int64_t r) {
     for (int s = 0; s < kProducts; ++s) g.a[s] = job.left[s].data + r * job.left[s].ld, g.lda[s] = job.left[s].ld;
     for (int q = 0; q < 4; ++q) {
       const int64_t at = (job.row0 + q / 2 * job.count + r) * job.ldc + panel[q % 2].column;
@@ -450,6 +498,8 @@ void Strassen::group_two(const Job& job, int64_t group, int64_t r0, int64_t r1, 
   };
   TileGroup g;
   g.running = slot, g.t = slot + running_floats(), g.depth = leaf_;
+  Next next;
+  upcoming(job, group, rows, next);
   for (int o = 0; o < kProducts; ++o) {
     constexpr int kPlain[kProducts] = {0, 2, -1, -1, -1, -1, 3}, kFrom[kProducts] = {0, 0, 1, 3, 3, 2, 0};
     for (int q = 0; q < 4; ++q) {
@@ -465,7 +515,7 @@ void Strassen::group_two(const Job& job, int64_t group, int64_t r0, int64_t r1, 
     g.outer = kSteps[o];
     const int quadrant = std::max(0, kQuadrant[o]);
     const Operand* left = job.left + kProducts * o;
-    tiles(g, nv_, r0, r1, [&](int64_t r) {
+    tiles(g, nv_, r0, r1, next, [&](int64_t r) {
       for (int s = 0; s < kProducts; ++s) g.a[s] = left[s].data + r * left[s].ld, g.lda[s] = left[s].ld;
       for (int q = 0; q < 4; ++q) {
         const auto& p = panel[quadrant % 2 * 2 + q % 2];
