@@ -31,6 +31,8 @@ def node_flops(view: NodeView) -> float:
         w = view.inputs[1]
         return 2.0 * count * _count(w) / max(1.0, float((w.shape or (1,))[0]))  # type: ignore[arg-type]
     attrs = view.node.attrs
+    if op == "ConvChain":
+        return _chain_flops(view)
     if op == "Pool":
         return count * float(prod(attrs["kernel"]))
     if op == "Elementwise":
@@ -39,6 +41,25 @@ def node_flops(view: NodeView) -> float:
         scores = float(prod(attrs["batch"]) * attrs["q_len"] * attrs["k_len"])
         return 2.0 * scores * float(attrs["dim"] + attrs["v_dim"])
     return max(count, *(_count(t) for t in view.inputs)) if view.inputs else count
+
+
+def _chain_flops(view: NodeView) -> float:
+    """The stages of a ConvChain: operands 1, 3, … are weights, what lies between follows from their attributes."""
+    attrs, first = view.node.attrs, view.inputs[0]
+    if first is None or not first.is_static:
+        return 0.0
+    batch, *lines = (first.shape or ())[:3]
+    total = 0.0
+    for k in range(len(attrs["acts"])):
+        w = view.inputs[1 + 2 * k]
+        assert w is not None
+        assert w.shape is not None
+        for d in (0, 1):
+            reach = (w.shape[2 + d] - 1) * attrs["dilations"][2 * k + d] + 1
+            padded = lines[d] + attrs["pads"][4 * k + d] + attrs["pads"][4 * k + 2 + d]
+            lines[d] = (padded - reach) // attrs["strides"][2 * k + d] + 1
+        total += 2.0 * batch * prod(lines) * _count(w)  # type: ignore[operator]
+    return total
 
 
 def _count(t: TensorType | None) -> float:

@@ -14,7 +14,7 @@ __all__ = ["OPTIMIZATIONS", "Options"]
 #: Optimisations that can be switched off one by one; results do not depend on them beyond rounding.
 OPTIMIZATIONS = frozenset(
     {"patterns", "merge_vertical", "merge_horizontal", "cse", "layout", "fuse_attention", "factor", "fuse_epilogue",
-     "merge_matmul", "fuse_norm", "fuse_elementwise", "in_place"}
+     "merge_matmul", "fuse_norm", "fuse_elementwise", "fuse_strips", "in_place"}
 )  # fmt: skip
 PRECISIONS = ("high", "normal", "low")
 #: Instruction sets that the CPU backend has kernels for, in rising order.

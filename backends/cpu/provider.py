@@ -142,13 +142,17 @@ class CpuDevice:
     def compile(self, segment: Segment) -> Program:
         """Run the passes that are switched on and build the native program."""
         from mnnpy.backends.cpu.passes.concat import write_concats
+        from mnnpy.backends.cpu.passes.strips import fuse_strips
         from mnnpy.backends.cpu.program import build_program
         from mnnpy.backends.cpu.select import select_algorithms
+        from mnnpy.decompose.lower import prune
 
         graph = lower(segment.graph, segment.optimize, segment.precision)
         graph, choices = select_algorithms(
             graph, segment.precision, segment.threads, segment.tuning, segment.algorithms, self.isa
         )
+        if "fuse_strips" in segment.optimize:
+            graph = prune(fuse_strips(graph, segment.threads))
         in_place = "in_place" in segment.optimize
         if in_place:
             graph = write_concats(graph)

@@ -66,7 +66,7 @@ def _can_write(graph: Graph, node: Node) -> bool:
         own = node.attrs.get("group", 1) == 1 and node.attrs.get("precision") != "low" and len(node.inputs) < 4
         if not own or node.attrs.get("layout") != "NHWC":
             return False
-    elif node.op != "Pool" or node.attrs.get("layout") != "NHWC":
+    elif node.op != "ConvChain" and (node.op != "Pool" or node.attrs.get("layout") != "NHWC"):
         return False
     attrs: dict[str, Any] = dict(node.attrs)
     if len(node.inputs) > 1 and node.inputs[1] in graph.constants:

@@ -1,24 +1,23 @@
 // Depthwise convolution for f32, channels last: vectors over channels, a few neighbouring pixels at a time.
-#include <cstring>
-
-#include "conv.h"
+#include "depthwise.h"
 
 namespace mnnpy::MNNPY_NS {
 namespace {
 
-constexpr int kPixels = 4;
+using Line = DepthwiseLine;
 
-struct Line {  // one output line of one block of channels
-  const float* const* rows;    // input line per valid (kd, kh), at the block's first channel and column 0
-  const float* const* weights;  // [kw][padded channels] per valid (kd, kh)
-  int count;                   // valid (kd, kh)
-  int64_t kernel_w, weight_pitch, pixel, step, dilation;  // floats per pixel, stride and dilation in pixels
-  const float* bias;
-  const float* residual;
-  float* out;
-  int64_t out_pixel;
-  int lanes;                   // of the last vector
-};
+// Keeps a loaded vector in a register: folded into every multiplication that uses it, it would be loaded each time.
+#if defined(__x86_64__)
+#define MNNPY_KEEP(vector) asm("" : "+v"(vector))
+#elif defined(__aarch64__)
+#define MNNPY_KEEP(vector) asm("" : "+w"(vector))
+#else
+#define MNNPY_KEEP(vector) static_cast<void>(vector)
+#endif
+
+constexpr int kPixels = 4;
+// Neighbouring output columns of one call: accumulators, a kernel line and an input vector fill the registers.
+constexpr int kColumns = MNNPY_ISA == 2 ? 7 : 4;
 
 template <int P, int NV>
 MNNPY_INLINE void start(const Line& l, VF (&acc)[P][NV]) {
@@ -77,24 +76,28 @@ MNNPY_INLINE void finish(const Line& l, const Epilogue& e, int64_t ow, VF (&acc)
     }
 }
 
-// P pixels of a kernel whose width and stride are known: every input vector is loaded once per kernel line.
-// Vectors may be read beyond the last channel only where the caller says that `lanes` is W.
-template <int KW, int S, int P, int NV>
+// P pixels of a kernel whose width and stride are known: every input vector is loaded once per kernel line. EDGE: some
+// input columns lie outside; they are skipped.
+template <int KW, int S, int P, int NV, bool EDGE>
 [[gnu::noinline]] void group(const Line& l, const Epilogue& e, int64_t ow, int64_t iw) {
   VF acc[P][NV];
   start<P, NV>(l, acc);
+  const int64_t pixel = l.pixel, low = -iw, high = l.in_w - iw;
   for (int q = 0; q < l.count; ++q) {
-    const float* x = l.rows[q] + iw * l.pixel;
+    const float* x = l.rows[q];
+    int64_t at = iw * pixel;
     VF w[KW][NV];
 #pragma GCC unroll 8
     for (int k = 0; k < KW; ++k)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) w[k][v] = load(l.weights[q] + k * l.weight_pitch + v * W);
-#pragma GCC unroll 16
-    for (int i = 0; i < (P - 1) * S + KW; ++i, x += l.pixel) {
+#pragma GCC unroll 32
+    for (int i = 0; i < (P - 1) * S + KW; ++i, at += pixel) {
+      if (EDGE && (i < low || i >= high)) continue;
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        const VF in = load(x + v * W);
+        VF in = load(x + at + v * W);
+        MNNPY_KEEP(in);
 #pragma GCC unroll 8
         for (int k = 0; k < KW; ++k)
           if ((i - k) % S == 0 && i >= k && (i - k) / S < P) acc[(i - k) / S][v] += w[k][v] * in;
@@ -130,25 +133,78 @@ template <int P, int NV>
   finish<P, NV>(l, e, ow, acc);
 }
 
-// Columns [begin, end), all of whose kernel positions lie inside the input, in groups of nearly equal width.
+// Output columns [begin, end) in groups of nearly equal width.
 template <int KW, int S, int NV>
-void inner(const Line& l, const Epilogue& e, int64_t begin, int64_t end, int64_t before) {
-  constexpr int64_t kMost = S == 1 ? 6 : 4;
-  int64_t left = end - begin;
-  for (int64_t ow = begin; left > 0;) {
-    const int64_t groups = (left + kMost - 1) / kMost, p = (left + groups - 1) / groups, iw = ow * S - before;
+void columns_of(const Line& l, const Epilogue& e, int64_t begin, int64_t end) {
+  for (int64_t ow = begin; ow < end;) {
+    const int64_t left = end - ow, groups = (left + kColumns - 1) / kColumns, p = (left + groups - 1) / groups;
+    const int64_t iw = ow * S - l.before;
+    const bool edge = iw < 0 || iw + (p - 1) * S + KW > l.in_w;
     switch (p) {
-      case 1: group<KW, S, 1, NV>(l, e, ow, iw); break;
-      case 2: group<KW, S, 2, NV>(l, e, ow, iw); break;
-      case 3: group<KW, S, 3, NV>(l, e, ow, iw); break;
-      case 4: group<KW, S, 4, NV>(l, e, ow, iw); break;
-      case 5: group<KW, S, S == 1 ? 5 : 1, NV>(l, e, ow, iw); break;
-      default: group<KW, S, S == 1 ? 6 : 1, NV>(l, e, ow, iw); break;
+#define MNNPY_GROUP(P)                                                                             \
+  case P:                                                                                          \
+    if constexpr (P <= kColumns)                                                                   \
+      edge ? group<KW, S, P, NV, true>(l, e, ow, iw) : group<KW, S, P, NV, false>(l, e, ow, iw);   \
+    break
+      MNNPY_GROUP(1);
+      MNNPY_GROUP(2);
+      MNNPY_GROUP(3);
+      MNNPY_GROUP(4);
+      MNNPY_GROUP(5);
+      MNNPY_GROUP(6);
+      MNNPY_GROUP(7);
+#undef MNNPY_GROUP
+      default: break;
     }
     ow += p;
-    left -= p;
   }
 }
+
+template <int NV>
+void edge(const Line& l, const Epilogue& e, int64_t ow) {
+  const int64_t iw = ow * l.step - l.before, d = l.dilation;
+  const int64_t k0 = iw < 0 ? std::min(l.kernel_w, (-iw + d - 1) / d) : 0;
+  const int64_t k1 = iw >= l.in_w ? k0 : std::max(k0, std::min(l.kernel_w, (l.in_w - 1 - iw) / d + 1));
+  pixels<1, NV>(l, e, ow, iw, k0, k1);
+}
+
+template <int NV>
+void any_columns(const Line& l, const Epilogue& e, int64_t begin, int64_t end) {
+  if (l.lanes == W && l.dilation == 1 && l.step <= 2) {
+    if (l.kernel_w == 3) return (l.step == 1 ? columns_of<3, 1, NV> : columns_of<3, 2, NV>)(l, e, begin, end);
+    if (l.kernel_w == 5) return (l.step == 1 ? columns_of<5, 1, NV> : columns_of<5, 2, NV>)(l, e, begin, end);
+  }
+  // Columns whose whole kernel line is inside the input go several at a time.
+  const int64_t reach = (l.kernel_w - 1) * l.dilation, room = l.in_w - 1 - reach + l.before;
+  const int64_t inner0 = std::clamp<int64_t>((l.before + l.step - 1) / l.step, begin, end);
+  const int64_t inner1 = room < 0 ? inner0 : std::clamp(room / l.step + 1, inner0, end);
+  int64_t ow = begin;
+  for (; ow < inner0; ++ow) edge<NV>(l, e, ow);
+  for (; ow + kPixels <= inner1; ow += kPixels) pixels<kPixels, NV>(l, e, ow, ow * l.step - l.before, 0, l.kernel_w);
+  for (; ow < inner1; ++ow) pixels<1, NV>(l, e, ow, ow * l.step - l.before, 0, l.kernel_w);
+  for (; ow < end; ++ow) edge<NV>(l, e, ow);
+}
+
+}  // namespace
+
+void depthwise_columns(int vectors, const DepthwiseLine& l, const Epilogue& e, int64_t begin, int64_t end) {
+  vectors == 2 ? any_columns<2>(l, e, begin, end) : any_columns<1>(l, e, begin, end);
+}
+
+int64_t depthwise_width(int vectors, const ConvShape& s) {
+  constexpr int64_t kBytes = 20 << 10;  // of L1; weights and the output take the rest
+  const int64_t column = s.kernel[0] * s.kernel[1] * vectors * W * 4 * s.stride[2];
+  const int64_t most = std::max<int64_t>(kBytes / column, 2 * kColumns);
+  const int64_t parts = std::max<int64_t>(1, (s.out[2] + most - 1) / most);
+  return std::max<int64_t>(1, (s.out[2] + parts - 1) / parts);
+}
+
+void pack_depthwise(const float* w, int64_t c, int64_t taps, int64_t pitch, float scale, float* to) {
+  for (int64_t t = 0; t < taps; ++t)
+    for (int64_t k = 0; k < pitch; ++k) to[t * pitch + k] = k < c ? w[k * taps + t] * scale : 0.0f;
+}
+
+namespace {
 
 class ConvDepthwise final : public Kernel {
  public:
@@ -159,6 +215,7 @@ class ConvDepthwise final : public Kernel {
     if (const auto* w = static_cast<const float*>(node.inputs[1].constant)) {
       packed_ = Floats(static_cast<size_t>(pitch_ * s.taps()));
       pack(w, packed_.data());
+      packed_.share();
       constant_ = true;
     }
   }
@@ -175,8 +232,9 @@ class ConvDepthwise final : public Kernel {
       pack(static_cast<const float*>(inputs[1]), reinterpret_cast<float*>(ctx.scratch));
       w = reinterpret_cast<float*>(ctx.scratch);
     }
-    // Chunks are blocks of channels by stretches of lines: lines of one block stay in L1 while the next line reuses them.
-    const int64_t blocks = (pitch_ / W + kVectors - 1) / kVectors, lines = s_.batch * s_.out[0] * s_.out[1];
+    // Chunks are blocks of channels by stretches of lines; columns are cut such that what the next line reads again
+    // is still in L1.
+    const int64_t block = kDepthwiseVectors * W, blocks = (s_.c + block - 1) / block, lines = s_.batch * s_.out[0] * s_.out[1];
     int64_t stretches = 1;
     if (ctx.pool->threads() > 1) {
       const auto wanted = std::min<int64_t>(ctx.pool->threads() * 4, static_cast<int64_t>(s_.flops() / 2e5));
@@ -185,17 +243,14 @@ class ConvDepthwise final : public Kernel {
     // All work of a small problem in one chunk.
     const bool single = ctx.pool->threads() == 1 || s_.flops() < 4e5;
     const auto one = [&](int64_t chunk) {
-      const int64_t block = chunk % blocks, part = chunk / blocks;
+      const int64_t part = chunk / blocks, c = chunk % blocks * block;
       const int64_t first = lines * part / stretches, last = lines * (part + 1) / stretches;
-      const int64_t c = block * kVectors * W;
-      const auto vectors = static_cast<int>(std::min<int64_t>(kVectors, pitch_ / W - block * kVectors));
+      const int64_t vectors = std::min<int64_t>(kDepthwiseVectors, (s_.c - c + W - 1) / W);
       const int lanes = static_cast<int>(std::min<int64_t>(W, s_.c - c - (vectors - 1) * W));
-      for (int64_t l = first; l < last; ++l) {
-        if (vectors == 2)
-          line<2>(inputs, static_cast<float*>(outputs[0]), w, l, c, lanes);
-        else
-          line<1>(inputs, static_cast<float*>(outputs[0]), w, l, c, lanes);
-      }
+      const int64_t width = depthwise_width(static_cast<int>(vectors), s_);
+      for (int64_t begin = 0; begin < s_.out[2]; begin += width)
+        for (int64_t l = first; l < last; ++l)
+          line(inputs, static_cast<float*>(outputs[0]), w, l, c, static_cast<int>(vectors), lanes, begin, std::min(s_.out[2], begin + width));
     };
     if (single) {
       stretches = 1;
@@ -206,21 +261,14 @@ class ConvDepthwise final : public Kernel {
   }
 
  private:
-  static constexpr int kVectors = 2;
-  static constexpr int kMaxLines = 128;
+  void pack(const float* w, float* to) const { pack_depthwise(w, s_.c, s_.taps(), pitch_, epilogue_.scale, to); }
 
-  void pack(const float* w, float* to) const {
-    const int64_t taps = s_.taps();
-    for (int64_t t = 0; t < taps; ++t)
-      for (int64_t c = 0; c < pitch_; ++c) to[t * pitch_ + c] = c < s_.c ? w[c * taps + t] * epilogue_.scale : 0.0f;
-  }
-
-  template <int NV>
-  void line(const void* const* inputs, float* y, const float* w, int64_t index, int64_t c, int lanes) const {
+  void line(const void* const* inputs, float* y, const float* w, int64_t index, int64_t c, int vectors, int lanes,
+            int64_t begin, int64_t end) const {
     const auto* x = static_cast<const float*>(inputs[0]);
     const int64_t oh = index % s_.out[1], od = index / s_.out[1] % s_.out[0], n = index / (s_.out[1] * s_.out[0]);
-    const float* rows[kMaxLines];
-    const float* weights[kMaxLines];
+    const float* rows[kDepthwiseLines];
+    const float* weights[kDepthwiseLines];
     Line l;
     l.count = 0;
     for (int64_t kd = 0; kd < s_.kernel[0]; ++kd)
@@ -232,37 +280,14 @@ class ConvDepthwise final : public Kernel {
         weights[l.count++] = w + (kd * s_.kernel[1] + kh) * s_.kernel[2] * pitch_ + c;
       }
     l.rows = rows, l.weights = weights;
-    l.kernel_w = s_.kernel[2], l.weight_pitch = pitch_, l.pixel = s_.c, l.step = s_.stride[2], l.dilation = s_.dilation[2];
+    l.kernel_w = s_.kernel[2], l.weight_pitch = pitch_, l.step = s_.stride[2], l.dilation = s_.dilation[2];
+    l.before = s_.before[2], l.in_w = s_.in[2];
+    l.pixel = l.out_pixel = s_.c;
     l.bias = has_bias_ ? static_cast<const float*>(inputs[2]) + c : nullptr;
     l.out = y + index * s_.out[2] * s_.c + c;
     l.residual = has_residual_ ? static_cast<const float*>(inputs[3]) + index * s_.out[2] * s_.c + c : nullptr;
-    l.out_pixel = s_.c;
     l.lanes = lanes;
-
-    // Columns whose whole kernel line is inside the input go several at a time.
-    const int64_t reach = (s_.kernel[2] - 1) * s_.dilation[2], step = s_.stride[2];
-    const int64_t inner0 = std::clamp<int64_t>((s_.before[2] + step - 1) / step, 0, s_.out[2]);
-    const int64_t room = s_.in[2] - 1 - reach + s_.before[2];
-    const int64_t inner1 = room < 0 ? inner0 : std::clamp(room / step + 1, inner0, s_.out[2]);
-    for (int64_t ow = 0; ow < inner0; ++ow) edge<NV>(l, ow);
-    if (lanes == W && s_.dilation[2] == 1 && s_.kernel[2] == 3 && step <= 2) {
-      (step == 1 ? inner<3, 1, NV> : inner<3, 2, NV>)(l, epilogue_, inner0, inner1, s_.before[2]);
-    } else if (lanes == W && s_.dilation[2] == 1 && s_.kernel[2] == 5 && step <= 2) {
-      (step == 1 ? inner<5, 1, NV> : inner<5, 2, NV>)(l, epilogue_, inner0, inner1, s_.before[2]);
-    } else {
-      int64_t ow = inner0;
-      for (; ow + kPixels <= inner1; ow += kPixels) pixels<kPixels, NV>(l, epilogue_, ow, ow * step - s_.before[2], 0, s_.kernel[2]);
-      for (; ow < inner1; ++ow) pixels<1, NV>(l, epilogue_, ow, ow * step - s_.before[2], 0, s_.kernel[2]);
-    }
-    for (int64_t ow = inner1; ow < s_.out[2]; ++ow) edge<NV>(l, ow);
-  }
-
-  template <int NV>
-  void edge(const Line& l, int64_t ow) const {
-    const int64_t iw = ow * s_.stride[2] - s_.before[2], d = s_.dilation[2];
-    const int64_t k0 = iw < 0 ? std::min(s_.kernel[2], (-iw + d - 1) / d) : 0;
-    const int64_t k1 = iw >= s_.in[2] ? k0 : std::max(k0, std::min(s_.kernel[2], (s_.in[2] - 1 - iw) / d + 1));
-    pixels<1, NV>(l, epilogue_, ow, iw, k0, k1);
+    depthwise_columns(vectors, l, epilogue_, begin, end);
   }
 
   ConvShape s_;
@@ -280,7 +305,7 @@ std::unique_ptr<Kernel> make_depthwise(const NodeDesc& node, const BuildContext&
   Epilogue e;
   const char* why = "";
   if (!conv_shape(node, true, s, why) || !conv_operands(node, s, e, why)) return decline(ctx, why);
-  if (s.group != s.c || s.m != s.c || s.kernel[0] * s.kernel[1] > 128) return decline(ctx, "not depthwise");
+  if (s.group != s.c || s.m != s.c || s.kernel[0] * s.kernel[1] > kDepthwiseLines) return decline(ctx, "not depthwise");
   return std::make_unique<ConvDepthwise>(node, s, e);
 }
 
