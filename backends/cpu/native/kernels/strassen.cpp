@@ -347,7 +347,7 @@ double Strassen::cost(int threads) const {
 Strassen Strassen::plan(int64_t rows, int64_t n, int64_t depth, int threads, const std::string& algorithm, int64_t levels) {
   Strassen best;
   if (algorithm != "auto" && algorithm != "strassen") return best;
-  double limit = algorithm == "strassen" ? HUGE_VAL : 0.97 * plain_cost(rows, n, depth);
+  double limit = algorithm == "strassen" ? HUGE_VAL : 0.92 * plain_cost(rows, n, depth);
   for (int level = 1; level <= 2; ++level) {
     const int64_t cut = int64_t{1} << level;
     if ((levels != 0 && level != levels) || rows < cut || depth < cut) continue;
