@@ -83,7 +83,7 @@ def residual_block() -> tuple[onnx.ModelProto, Feeds]:
 @model
 def inverted_residual() -> tuple[onnx.ModelProto, Feeds]:
     n = Net(1)
-    x = n.input(1, 16, 61, 59)  # large enough for strips
+    x = n.input(1, 16, 83, 79)  # large enough for strips
     lo, hi = n.const(0.0), n.const(6.0)
     y = n.op("Clip", n.op("Conv", x, n.w(48, 16, 1, 1), n.w(48)), lo, hi)
     y = n.op("Clip", n.op("Conv", y, n.w(48, 1, 3, 3), n.w(48), group=48, pads=[1, 1, 1, 1]), lo, hi)

@@ -113,7 +113,7 @@ def test_cost_model_weighs_bytes_against_lines_computed_twice(monkeypatch: pytes
     big, small = stage(4e6), stage(1e5)
     assert strips._gain([big, stage(1e5, reach=3)], 1) > 0
     assert strips._gain([small, stage(1e5, reach=3)], 1) <= 0
-    heavy = stage(6e5, flops=1e7)
+    heavy = stage(1.2e6, flops=1e7)
     assert strips._gain([heavy, stage(1e5, reach=3)], 1) > 0  # one thread computes nothing twice
     assert strips._gain([heavy, stage(1e5, reach=3)], 2) < 0
     assert strips._gain([heavy, stage(1e5)], 64) > 0  # 1×1 kernels need no lines of their neighbours

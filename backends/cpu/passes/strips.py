@@ -154,7 +154,7 @@ def _cut(graph: Graph, run: Sequence[int], threads: int) -> list[tuple[int, ...]
 
 def _gain(stages: Sequence[_Stage], threads: int) -> float:
     """Operations that a chain saves: bytes that stay in the cache, less lines computed twice."""
-    far = _l2_bytes() / 2  # what is smaller is still in the cache when it is read
+    far = _l2_bytes()  # what is smaller is mostly still in the cache when it is read: nothing gained up to this size
     saved = sum(s.bytes for s in stages[:-1] if s.bytes > far) * FLOPS_PER_BYTE
     extra, halo = 0.0, 0
     for stage, before in zip(stages[:0:-1], stages[-2::-1], strict=True):
