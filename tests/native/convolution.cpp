@@ -1,4 +1,5 @@
 // Convolution by every algorithm, and Pool, against plain loops.
+#include "amx.h"
 #include "check.h"
 
 namespace mnnpy::test {
@@ -121,6 +122,14 @@ void convolution_checks() {
   convolve({.c = 8, .h = 8, .w = 8, .m = 8}, winograd);
   convolve({.n = 2, .c = 35, .h = 13, .w = 10, .m = 37, .residual = true, .relu = true}, winograd);
   convolve({.c = 20, .h = 5, .w = 17, .m = 19, .pads = {0, 2, 1, 0}, .bias = false}, winograd);
+  emulate_amx(true);
+  const std::vector<std::string> amx = {"bf16x3"};
+  convolve({.c = 32, .h = 4, .w = 28, .m = 33, .relu = true}, amx);  // tiles as they lie
+  convolve({.c = 40, .h = 5, .w = 19, .m = 20, .residual = true}, amx);  // gathered tiles
+  convolve({.c = 3, .h = 17, .w = 19, .m = 16, .kh = 7, .kw = 7, .strides = {2, 2}, .pads = {3, 3, 3, 3}}, amx);
+  convolve({.n = 2, .c = 21, .h = 7, .w = 6, .m = 17, .kh = 1, .kw = 1, .strides = {2, 1}, .pads = {1, 0, 2, 1}}, amx);
+  convolve({.c = 32, .h = 9, .w = 14, .m = 12, .pads = {1, -2, -3, 4}, .bias = false}, amx);
+  emulate_amx(false);
   for (int64_t channels : {4, 16, 37}) {  // depthwise
     convolve({.c = channels, .h = 9, .w = 11, .m = channels, .group = channels, .relu = true});
     convolve({.c = channels, .h = 12, .w = 7, .m = channels, .strides = {2, 2}, .group = channels});

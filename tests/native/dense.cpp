@@ -1,4 +1,5 @@
 // MatMul, FusedAttention and the recurrent cells against plain loops.
+#include "amx.h"
 #include "check.h"
 
 #include <array>
@@ -170,6 +171,13 @@ void dense_checks() {
   matmul({.m = 20, .n = 35, .k = 1100});  // more than one panel of k
   matmul({.m = 70, .n = 200, .k = 90, .act = "Relu", .bias = true, .residual = true, .algorithm = "strassen"});
   matmul({.m = 33, .n = 131, .k = 61, .trans_b = true, .algorithm = "strassen"});
+  emulate_amx(true);
+  matmul({.m = 1, .n = 8, .k = 8, .algorithm = "bf16x3"});
+  matmul({.m = 33, .n = 49, .k = 70, .act = "Relu", .bias = true, .residual = true, .algorithm = "bf16x3"});
+  matmul({.m = 17, .n = 33, .k = 31, .trans_a = true, .trans_b = true, .alpha = 0.5, .algorithm = "bf16x3"});
+  matmul({.batch = 3, .m = 5, .n = 20, .k = 12, .shared_b = false, .residual = true, .algorithm = "bf16x3"});
+  matmul({.m = 20, .n = 9, .k = 5500, .algorithm = "bf16x3"});  // more than one partial sum
+  emulate_amx(false);
   matmul({.batch = 3, .m = 9, .n = 20, .k = 12, .residual = true});
   matmul({.batch = 4, .m = 9, .n = 20, .k = 12, .trans_b = true, .shared_b = false});
   for (const char* act : {"Clip", "Sigmoid", "Tanh", "Gelu", "GeluTanh", "Silu", "HardSwish", "LeakyRelu", "HardSigmoid"})
