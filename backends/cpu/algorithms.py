@@ -121,7 +121,7 @@ def _direct_work(view: NodeView) -> Work:
     return Work(node_flops(view), moved_bytes(view))
 
 
-# -- Winograd F(o×o, 3×3): Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016 --
+# -- Winograd F(m×n, 3×3): Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016 --
 
 
 def _winograd_applies(view: NodeView) -> bool:
@@ -131,24 +131,28 @@ def _winograd_applies(view: NodeView) -> bool:
     return square and plain and _ungrouped(view) and _constant_weights(view)
 
 
-def _winograd_work(view: NodeView, size: int) -> Work:
+def _winograd_work(view: NodeView, high: int, wide: int) -> Work:
     """Products of the transformed tiles, and both transforms as passes within the caches.
 
     Transformed weights that do not fit in L2 stream past once per block of some 24 tiles.
     """
     (batch, height, width, m), c = _dims(view, -1), _dims(view, 0)[-1]
-    points = (size + 2) ** 2
-    tiles = batch * ceil(height / size) * ceil(width / size)
+    points = (high + 2) * (wide + 2)
+    tiles = batch * ceil(height / high) * ceil(width / wide)
     weights = 4.0 * points * c * m
     passes = 1 if weights <= RESIDENT else ceil(tiles / 24)
     outside = moved_bytes(view) - 4.0 * prod(_dims(view, 1))
     return Work(2.0 * points * tiles * c * m, outside + weights * passes, 2 * 4.0 * points * tiles * (c + m))
 
 
-def _winograd(size: int) -> Algorithm:
-    return Algorithm(
-        f"winograd{size}", frozenset({NORMAL, LOW}), _winograd_applies, lambda view: _winograd_work(view, size)
-    )
+def _winograd(high: int, wide: int) -> Algorithm:
+    name = f"winograd{high}" if high == wide else f"winograd{high}x{wide}"
+    allowed = frozenset({NORMAL, LOW})
+    return Algorithm(name, allowed, _winograd_applies, lambda view: _winograd_work(view, high, wide))
+
+
+#: Output tiles, rows by columns. 5×5 suits maps of 13 to 15 pixels, 4×2 those of 7: less falls over the edge.
+WINOGRADS = tuple(_winograd(*tile) for tile in ((2, 2), (4, 2), (4, 4), (5, 5), (6, 6)))
 
 
 # -- Strassen, Winograd's form with 15 additions (Higham, "Accuracy and Stability of Numerical Algorithms", ch. 23) --
@@ -237,5 +241,5 @@ BF16 = Algorithm("bf16", frozenset({LOW}), _bf16_applies, _half_weights, "bf16")
 #: Op → its algorithms. The first is the one that always works.
 TABLE: Mapping[str, tuple[Algorithm, ...]] = {
     "MatMul": (DIRECT, STRASSEN, BF16X3, BF16),
-    "Convolution": (DIRECT, _winograd(2), _winograd(4), _winograd(6), STRASSEN, BF16X3, BF16, WINOGRAD_BF16),
+    "Convolution": (DIRECT, *WINOGRADS, STRASSEN, BF16X3, BF16, WINOGRAD_BF16),
 }

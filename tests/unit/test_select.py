@@ -109,7 +109,7 @@ def test_the_layers_with_most_time_at_stake_are_measured_first(fresh: Records, m
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"Convolution": "winograd5"}, "did you mean 'winograd"),
+        ({"Convolution": "winograd7"}, "did you mean 'winograd"),
         ({"Convolutio": "direct"}, "did you mean 'Convolution'"),
         ({"Softmax": "direct"}, "ops that have: Convolution, MatMul"),
         ({"MatMul": "bf16"}, "does not keep precision 'normal', only low"),

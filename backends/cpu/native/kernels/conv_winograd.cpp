@@ -1,5 +1,4 @@
-// 3x3 stride-1 convolution for f32, channels last, by Winograd's F(2x2,3x3), F(4x4,3x3) and
-// F(6x6,3x3).
+// 3x3 stride-1 convolution for f32, channels last, by Winograd's F(m x n, 3x3).
 //
 // A block of output tiles is transformed so that both the transformed input and the products of one panel of output
 // channels stay in L2; the transformed weights stream past. Per transform point that is one small matrix product. For
@@ -15,19 +14,20 @@
 namespace mnnpy::MNNPY_NS {
 namespace {
 
-template <int O, bool PAIRS = false>
+template <int OH, int OW, bool PAIRS = false>
 class ConvWinograd final : public Kernel {
-  static constexpr int T = O + 2;      // tile size of the input
-  static constexpr int kPoints = T * T;
+  static constexpr int TH = OH + 2, TW = OW + 2;  // tile of the input
+  static constexpr int kPoints = TH * TW;
   static constexpr int64_t kChain = 128;  // longer sums are cut: rounding errors of a sum grow with it, and the output transform amplifies them
+  static constexpr int64_t kResident = 512 << 10;  // bytes of weights that stay in L2
   static constexpr int64_t kSlice = 64;   // channels transformed by one chunk where a block is shared
 
  public:
   ConvWinograd(const NodeDesc& node, const BuildContext& ctx, const ConvShape& s, const Epilogue& e) : s_(s), epilogue_(e) {
     has_bias_ = node.inputs.size() > 2 && node.inputs[2].present;
     has_residual_ = node.inputs.size() > 3 && node.inputs[3].present;
-    tiles_h_ = (s.out[1] + O - 1) / O;
-    tiles_w_ = (s.out[2] + O - 1) / O;
+    tiles_h_ = (s.out[1] + OH - 1) / OH;
+    tiles_w_ = (s.out[2] + OW - 1) / OW;
     tiles_ = s.batch * tiles_h_ * tiles_w_;
     pitch_ = (s.c + W - 1) / W * W + W;  // the extra vector keeps rows off the same cache set
     if (PAIRS) pitch_ = (s.c + 2 * W - 1) / (2 * W) * 2 * W + 2 * W;  // elements of bf16
@@ -44,21 +44,23 @@ class ConvWinograd final : public Kernel {
     std::memset(zeros_.data(), 0, zeros_.bytes());
   }
 
-  static double cost(const ConvShape& s) {  // seconds on a core of about 105 GFLOP/s and 20 GB/s behind L2
-    const auto tiles = static_cast<double>(s.batch * ((s.out[1] + O - 1) / O) * ((s.out[2] + O - 1) / O));
+  static double cost(const ConvShape& s) {  // seconds on a core of about 105 GFLOP/s and 28 GB/s behind L2
+    const auto tiles = static_cast<double>(s.batch * ((s.out[1] + OH - 1) / OH) * ((s.out[2] + OW - 1) / OW));
     const auto c = static_cast<double>(s.c), m = static_cast<double>((s.m + W - 1) / W * W);
     const double product = 2 * kPoints * tiles * (c + 6) * m / 105e9;  // sums are written and read again: some steps more
     const double transforms = kPoints * tiles * (c + m) * 4 / 25e9;
     const double weights = kPoints * c * m * 4;
-    const double passes = std::ceil(tiles / 24);
-    const double stream = weights <= (512 << 10) ? 0.0 : weights * passes / 20e9;
-    return std::max(product, stream) + 0.3 * std::min(product, stream) + transforms;
+    const double stream = weights <= kResident ? 0.0 : weights * std::ceil(tiles / 24) / 28e9;
+    return std::max(product, stream) + 0.1 * std::min(product, stream) + transforms;
   }
 
   size_t packed_bytes() const override { return packed_.bytes() + zeros_.bytes(); }
   bool consumed(int input) const override { return input == 1; }
   bool in_place(int input) const override { return input == 3; }
-  std::string algorithm() const override { return PAIRS ? "conv-winograd2bf16" : O == 6 ? "conv-winograd6" : O == 4 ? "conv-winograd4" : "conv-winograd2"; }
+  std::string algorithm() const override {
+    if (PAIRS) return "conv-winograd2bf16";
+    return std::string("conv-winograd") + static_cast<char>('0' + OH) + (OH == OW ? "" : std::string("x") + static_cast<char>('0' + OW));
+  }
 
   size_t scratch_bytes(int threads) const override {
     const auto slots = static_cast<size_t>(threads);
@@ -103,8 +105,11 @@ class ConvWinograd final : public Kernel {
     const int64_t width = std::min<int64_t>(panels_.width, int64_t{kMaxNV} * W);
     const int64_t most = std::clamp<int64_t>(kBudget / (kPoints * 4 * (pitch_ + width)), kLeast, kMost);
     int64_t count = (tiles_ + most - 1) / most;
-    if (threads > 1) count = std::max(count, std::min(3 * threads, tiles_ / kLeast));
-    by_block_ = threads == 1 || count >= 2 * threads;
+    if (threads > 1) {
+      count = std::max(count, std::min(3 * threads, tiles_ / kLeast));
+      if (count > threads) count = std::min((count + threads - 1) / threads * threads, tiles_);  // as many for each thread
+    }
+    by_block_ = count >= threads;
     if (!by_block_) count = (tiles_ + kMost - 1) / kMost;
     block_ = count == 0 ? 1 : (tiles_ + count - 1) / count;
     blocks_ = (tiles_ + block_ - 1) / block_;
@@ -129,12 +134,12 @@ class ConvWinograd final : public Kernel {
   size_t product_floats() const { return round_up_64(static_cast<size_t>(kPoints * (block_ * kMaxNV * W + W))); }
 
   void pack(const float* w) {
-    // One point at a time, so that the transformed copy is no larger than a third of the weights.
+    // One point at a time, so that the transformed copy is no larger than a ninth of the weights.
     std::vector<float> u(static_cast<size_t>(s_.m * s_.c));
     std::vector<Panels::Panel> list = panels_.list;
     for (int point = 0; point < kPoints; ++point) {
-      const double* gi = Transform<O>::kG[point / T];
-      const double* gj = Transform<O>::kG[point % T];
+      const double* gi = Transform<OH>::kG[point / TW];
+      const double* gj = Transform<OW>::kG[point % TW];
       double weight[9];
       for (int k = 0; k < 9; ++k) weight[k] = gi[k / 3] * gj[k % 3];
       for (int64_t k = 0; k < s_.m * s_.c; ++k) {
@@ -180,37 +185,37 @@ class ConvWinograd final : public Kernel {
   // instruction cache.
   void transform_input(const float* x, int64_t tile, int64_t c0, int64_t c1, int64_t step, float* v) const {
     const int64_t tw = tile % tiles_w_, th = tile / tiles_w_ % tiles_h_, n = tile / (tiles_w_ * tiles_h_);
-    const int64_t h0 = th * O - s_.before[1], w0 = tw * O - s_.before[2];
+    const int64_t h0 = th * OH - s_.before[1], w0 = tw * OW - s_.before[2];
     const float* pixels[kPoints];  // padding reads zeros
-    for (int i = 0; i < T; ++i)
-      for (int j = 0; j < T; ++j) {
+    for (int i = 0; i < TH; ++i)
+      for (int j = 0; j < TW; ++j) {
         const int64_t h = h0 + i, w = w0 + j;
         const bool valid = h >= 0 && h < s_.in[1] && w >= 0 && w < s_.in[2];
-        pixels[j * T + i] = valid ? x + ((n * s_.in[1] + h) * s_.in[2] + w) * s_.c : zeros_.data();
+        pixels[j * TH + i] = valid ? x + ((n * s_.in[1] + h) * s_.in[2] + w) * s_.c : zeros_.data();
       }
     for (int64_t c = c0; c < c1; c += W) {
       const int lanes = static_cast<int>(std::min<int64_t>(W, s_.c - c));
-      VF half[T][T];
+      VF half[TH][TW];
 #pragma GCC unroll 1
-      for (int j = 0; j < T; ++j) {
-        VF d[T], out[T];
+      for (int j = 0; j < TW; ++j) {
+        VF d[TH], out[TH];
         if (lanes == W) {
 #pragma GCC unroll 8
-          for (int i = 0; i < T; ++i) d[i] = load(pixels[j * T + i] + c);
+          for (int i = 0; i < TH; ++i) d[i] = load(pixels[j * TH + i] + c);
         } else {
-          for (int i = 0; i < T; ++i) d[i] = load_partial(pixels[j * T + i] + c, lanes);
+          for (int i = 0; i < TH; ++i) d[i] = load_partial(pixels[j * TH + i] + c, lanes);
         }
-        Transform<O>::input(d, out);
+        Transform<OH>::input(d, out);
 #pragma GCC unroll 8
-        for (int i = 0; i < T; ++i) half[i][j] = out[i];
+        for (int i = 0; i < TH; ++i) half[i][j] = out[i];
       }
 #pragma GCC unroll 1
-      for (int i = 0; i < T; ++i) {
-        VF out[T];
-        Transform<O>::input(half[i], out);
-        float* to = v + i * T * step + (c - c0);
+      for (int i = 0; i < TH; ++i) {
+        VF out[TW];
+        Transform<OW>::input(half[i], out);
+        float* to = v + i * TW * step + (c - c0);
 #pragma GCC unroll 8
-        for (int j = 0; j < T; ++j) store(to + j * step, out[j]);
+        for (int j = 0; j < TW; ++j) store(to + j * step, out[j]);
       }
     }
   }
@@ -225,29 +230,29 @@ class ConvWinograd final : public Kernel {
       return;
     }
 #endif
-    const float* rows[64];
-    Epilogue raw, more;
-    more.accumulate = true;
-    TileArgs t;
-    t.tap_stride = 0, t.taps = 1, t.ldc = width;
-    t.cols = static_cast<int>(width), t.column = 0, t.offset = 0;
     const int most = kRows[panel.nv];
     const int64_t heights = (count + most - 1) / most, low = count / heights, extra = count % heights;
-    const TileFn tall_tile = tile_fn(static_cast<int>(extra > 0 ? low + 1 : low), panel.nv), low_tile = tile_fn(static_cast<int>(low), panel.nv);
+    const bool ahead = static_cast<int64_t>(packed_.bytes()) > kResident;
+    const WinogradProduct tall_fn = winograd_product(static_cast<int>(extra > 0 ? low + 1 : low), panel.nv, ahead);
+    const WinogradProduct low_fn = winograd_product(static_cast<int>(low), panel.nv, ahead);
+    WinogradTile t;
+    t.pitch = pitch_;
     for (int point = 0; point < kPoints; ++point) {
-      const float* from = v + point * count * pitch_;
-      for (int64_t r = 0; r < count; ++r) rows[r] = from + r * pitch_;
       const float* b = packed_.data() + panel.offset * kPoints * s_.c + point * s_.c * width;
       for (int64_t k = 0; k < s_.c; k += depth_) {
-        t.epilogue = k == 0 ? &raw : &more;
-        t.k_begin = k, t.depth = std::min(depth_, s_.c - k);
+        t.depth = std::min(depth_, s_.c - k);
+        t.accumulate = k > 0;
+        t.a = v + point * count * pitch_ + k;
         t.b = b + k * width;
-        int64_t r = 0;
+        t.c = products + point * step;
+        t.ahead = t.b + t.depth * width;  // what the next k or the next point needs
+        t.ahead_bytes = t.depth * width * 4 / heights;
         for (int64_t q = 0; q < heights; ++q) {
-          t.rows = rows + r;
-          t.c = products + point * step + r * width;
-          (q < extra ? tall_tile : low_tile)(t);
-          r += low + (q < extra ? 1 : 0);
+          const int64_t height = low + (q < extra ? 1 : 0);
+          (q < extra ? tall_fn : low_fn)(t);
+          t.a += height * pitch_;
+          t.c += height * width;
+          t.ahead += t.ahead_bytes / 4;
         }
       }
     }
@@ -275,42 +280,42 @@ class ConvWinograd final : public Kernel {
   // Aᵀ m A of one tile for the channels of a panel, then the epilogue.
   void transform_output(const Panels::Panel& panel, int64_t tile, const float* m, int64_t step, const Epilogue& e, float* y) const {
     const int64_t tw = tile % tiles_w_, th = tile / tiles_w_ % tiles_h_, n = tile / (tiles_w_ * tiles_h_);
-    const int64_t h0 = th * O, w0 = tw * O;
-    const int64_t hs = std::min<int64_t>(O, s_.out[1] - h0), ws = std::min<int64_t>(O, s_.out[2] - w0);
+    const int64_t h0 = th * OH, w0 = tw * OW;
+    const int64_t hs = std::min<int64_t>(OH, s_.out[1] - h0), ws = std::min<int64_t>(OW, s_.out[2] - w0);
     const int64_t base = ((n * s_.out[1] + h0) * s_.out[2] + w0) * s_.pitch + panel.column;
     const VF low = splat(e.act == Act::RELU ? 0.0f : e.act_alpha), high = splat(e.act == Act::RELU ? __builtin_inff() : e.act_beta);
     const bool clip = e.act == Act::RELU || e.act == Act::CLIP, other = !is_clip(e.act);
     for (int64_t c = 0; c < panel.cols; c += W) {
       const int lanes = static_cast<int>(std::min<int64_t>(W, panel.cols - c));
       const VF bias = e.bias != nullptr ? load_partial(e.bias + panel.column + c, lanes) : VF{};
-      VF half[O][T];
+      VF half[OH][TW];
 #pragma GCC unroll 1
-      for (int j = 0; j < T; ++j) {
-        VF d[T], out[O];
+      for (int j = 0; j < TW; ++j) {
+        VF d[TH], out[OH];
         const float* from = m + j * step + c;
 #pragma GCC unroll 8
-        for (int i = 0; i < T; ++i) d[i] = load(from + i * T * step);
+        for (int i = 0; i < TH; ++i) d[i] = load(from + i * TW * step);
         if (j == 1) d[1] += bias;  // the point (1, 1) adds to every output once
-        Transform<O>::output(d, out);
+        Transform<OH>::output(d, out);
 #pragma GCC unroll 8
-        for (int i = 0; i < O; ++i) half[i][j] = out[i];
+        for (int i = 0; i < OH; ++i) half[i][j] = out[i];
       }
 #pragma GCC unroll 1
       for (int64_t i = 0; i < hs; ++i) {
-        VF out[O];
-        Transform<O>::output(half[i], out);
+        VF out[OW];
+        Transform<OW>::output(half[i], out);
         const int64_t at = base + i * s_.out[2] * s_.pitch + c;
-        if (ws == O && lanes == W && !other) {
+        if (ws == OW && lanes == W && !other) {
           if (e.residual != nullptr) {
 #pragma GCC unroll 8
-            for (int j = 0; j < O; ++j) out[j] += load(e.residual + at + j * s_.pitch);
+            for (int j = 0; j < OW; ++j) out[j] += load(e.residual + at + j * s_.pitch);
           }
           if (clip) {
 #pragma GCC unroll 8
-            for (int j = 0; j < O; ++j) out[j] = vclip(out[j], low, high);
+            for (int j = 0; j < OW; ++j) out[j] = vclip(out[j], low, high);
           }
 #pragma GCC unroll 8
-          for (int j = 0; j < O; ++j) store(y + at + j * s_.pitch, out[j]);
+          for (int j = 0; j < OW; ++j) store(y + at + j * s_.pitch, out[j]);
           continue;
         }
         finish_edge(out, static_cast<int>(ws), lanes, e, at, y);
@@ -320,7 +325,7 @@ class ConvWinograd final : public Kernel {
 
   // The epilogue of a row of outputs that is not whole, or has another activation than a clip.
   [[gnu::noinline]] void finish_edge(const VF* row, int count, int lanes, const Epilogue& e, int64_t at, float* y) const {
-    VF out[O];
+    VF out[OW];
     for (int j = 0; j < count; ++j) {
       out[j] = row[j];
       if (e.residual != nullptr) out[j] += load_partial(e.residual + at + j * s_.pitch, lanes);
@@ -343,13 +348,29 @@ class ConvWinograd final : public Kernel {
   bool by_block_, has_bias_, has_residual_;
 };
 
+// An algorithm of the attribute, its estimated time, its kernel.
+struct Choice {
+  const char* name;
+  double (*cost)(const ConvShape& s);
+  std::unique_ptr<Kernel> (*make)(const NodeDesc& node, const BuildContext& ctx, const ConvShape& s, const Epilogue& e);
+};
+
+template <int OH, int OW>
+constexpr Choice choice(const char* name) {
+  return {name, &ConvWinograd<OH, OW>::cost, [](const NodeDesc& node, const BuildContext& ctx, const ConvShape& s, const Epilogue& e) {
+            return std::unique_ptr<Kernel>(std::make_unique<ConvWinograd<OH, OW>>(node, ctx, s, e));
+          }};
+}
+
+constexpr Choice kChoices[] = {choice<2, 2>("winograd2"), choice<4, 2>("winograd4x2"), choice<4, 4>("winograd4"),
+                               choice<5, 5>("winograd5"), choice<6, 6>("winograd6")};
+
 std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& ctx) {
   if (node.s("layout", "NCHW") != "NHWC") return decline(ctx, "layout is not NHWC");
   const std::string algorithm = node.s("algorithm", "auto");
-  const bool automatic = algorithm == "auto";
   const bool pairs = algorithm == "winograd2bf16";
-  if (!automatic && !pairs && algorithm != "winograd2" && algorithm != "winograd4" && algorithm != "winograd6")
-    return decline(ctx, "another algorithm was asked for");
+  const Choice* best = std::find_if(std::begin(kChoices), std::end(kChoices), [&](const Choice& c) { return algorithm == c.name; });
+  if (algorithm != "auto" && !pairs && best == std::end(kChoices)) return decline(ctx, "another algorithm was asked for");
   ConvShape s;
   Epilogue e;
   const char* why = "";
@@ -363,20 +384,15 @@ std::unique_ptr<Kernel> make_winograd(const NodeDesc& node, const BuildContext& 
     low.attrs["algorithm"] = std::string("bf16");
     if (MNNPY_ISA != 2 || !wants_bf16(low, ctx)) return nullptr;
 #if MNNPY_ISA == 2
-    return std::make_unique<ConvWinograd<2, true>>(node, ctx, s, e);
+    return std::make_unique<ConvWinograd<2, 2, true>>(node, ctx, s, e);
 #endif
   }
-  int best = algorithm == "winograd2" ? 2 : algorithm == "winograd4" ? 4 : 6;
-  if (automatic) {
-    const double cost[3] = {ConvWinograd<2>::cost(s), ConvWinograd<4>::cost(s), ConvWinograd<6>::cost(s)};
+  if (algorithm == "auto") {
+    best = std::min_element(std::begin(kChoices), std::end(kChoices), [&](const Choice& a, const Choice& b) { return a.cost(s) < b.cost(s); });
     const double direct = s.flops() / (wants_bf16(node, ctx) ? 225e9 : 105e9);
-    const auto least = std::min_element(cost, cost + 3) - cost;
-    if (s.c < 8 || s.m < 8 || cost[least] > 0.95 * direct) return decline(ctx, "Winograd does not pay here");
-    best = static_cast<int>(2 + 2 * least);
+    if (s.c < 8 || s.m < 8 || best->cost(s) > 0.95 * direct) return decline(ctx, "Winograd does not pay here");
   }
-  if (best == 2) return std::make_unique<ConvWinograd<2>>(node, ctx, s, e);
-  if (best == 4) return std::make_unique<ConvWinograd<4>>(node, ctx, s, e);
-  return std::make_unique<ConvWinograd<6>>(node, ctx, s, e);
+  return best->make(node, ctx, s, e);
 }
 
 }  // namespace
