@@ -106,7 +106,6 @@ class Kernel {
 std::shared_ptr<const void> share_block(std::shared_ptr<const void> block, size_t bytes);
 
 enum class Isa : int { GENERIC = 0, AVX2 = 1, AVX512 = 2 };
-Isa isa();  // picked by CPUID, may be lowered by option
 
 // Kernel sources are compiled once per instruction set with MNNPY_ISA defined; all of their code, templates
 // included, lives in namespace mnnpy::MNNPY_NS so that no inline function of one variant can stand in for another's.

@@ -53,9 +53,13 @@ MNNPY_INLINE VF load_partial(const float* p, int n) {
   const VI lane = {0, 1, 2, 3, 4, 5, 6, 7};
   return reinterpret_cast<VF>(_mm256_maskload_ps(p, reinterpret_cast<__m256i>(lane < n)));
 #else
-  VF v{};
-  for (int k = 0; k < n; ++k) v[k] = p[k];
-  return v;
+  switch (n) {  // a loop would become a call of memcpy
+    case 0: return VF{};
+    case 1: return VF{p[0]};
+    case 2: return VF{p[0], p[1]};
+    case 3: return VF{p[0], p[1], p[2]};
+    default: return load(p);
+  }
 #endif
 }
 
@@ -67,7 +71,10 @@ MNNPY_INLINE void store_partial(float* p, VF v, int n) {
   const VI lane = {0, 1, 2, 3, 4, 5, 6, 7};
   _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(lane < n), reinterpret_cast<__m256>(v));
 #else
-  for (int k = 0; k < n; ++k) p[k] = v[k];
+  if (n == W) return store(p, v);
+  if (n > 0) p[0] = v[0];
+  if (n > 1) p[1] = v[1];
+  if (n > 2) p[2] = v[2];
 #endif
 }
 
@@ -168,7 +175,7 @@ MNNPY_INLINE VF vexp_fast(VF x) {
 MNNPY_INLINE VF vlog(VF x) {
   const VI tiny = x < 1.17549435e-38f;
   const VF scaled = tiny ? x * 8388608.0f : x;
-  const VI bits = as_int(scaled) - 0x3f3504f3;  // mantissa in [sqrt(1/2), sqrt(2))
+  const VI bits = reinterpret_cast<VI>(reinterpret_cast<VU>(scaled) - 0x3f3504f3u);  // mantissa in [sqrt(1/2), sqrt(2))
   const VF e = to_float((bits >> 23) - (tiny & 23));
   const VF f = as_float((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
   VF q = f * -7.859545868e-02f + 1.288162240e-01f;

@@ -392,7 +392,7 @@ class Raster final : public Kernel {
   int64_t slabs_ = 0;  // steps in which all pieces can walk side by side; 0: one piece after the other
   size_t size_;
   bool fill_ = false;
-  std::byte pattern_[16] = {};
+  alignas(16) std::byte pattern_[16] = {};
   std::string name_;
 };
 
