@@ -72,6 +72,7 @@ class KernelDevice:
         """Passes, templates, memory plan, recording. Raises BackendError naming node and reason."""
         graph = lower_graph(segment.graph, segment.optimize, self.driver.caps)
         work = Lowering(self.driver.caps, _tensor_types(graph), graph.constants, segment.precision)
+        work.algorithms = segment.algorithms
         for node in graph.nodes:
             try:
                 work.node(node)

@@ -62,7 +62,8 @@ class Lowering:
     steps: list[Step] = field(default_factory=list)
     added: dict[str, Array] = field(default_factory=dict)  #: constants made by templates (packed weights, tables)
     views: dict[str, str] = field(default_factory=dict)  #: value → the value whose memory it is
-    algorithms: Mapping[str, str] = field(default_factory=dict)  #: node name → algorithm that was chosen
+    algorithms: Mapping[str, str] = field(default_factory=dict)  #: node name or op → algorithm to take
+    late: dict[str, Callable[[], Array]] = field(default_factory=dict)  #: constants made when a program is built
     _count: int = 0
 
     def node(self, node: Node) -> None:
@@ -90,6 +91,12 @@ class Lowering:
     def count(self, name: str) -> int:
         return prod(self.shape(name))
 
+    def algorithm(self, node: Node) -> str:
+        """The algorithm that the node's attribute or the caller asks for; empty: the template chooses."""
+        own = str(node.attrs.get("algorithm", "") or "")
+        found = own or self.algorithms.get(node.name) or self.algorithms.get(node.op, "")
+        return "" if found == "auto" else found
+
     def temporary(self, dtype: DType, shape: Sequence[int], hint: str = "tmp") -> str:
         """A value of the template's own; its memory is planned like any other."""
         self._count += 1
@@ -103,6 +110,12 @@ class Lowering:
         name = f"{hint}#{len(self.steps)}.{self._count}"
         self.types[name] = TensorType(DType.of(array.dtype), tuple(array.shape))
         self.added[name] = array
+        return name
+
+    def deferred(self, dtype: DType, shape: Sequence[int], make: Callable[[], Array], hint: str = "packed") -> str:
+        """A constant whose contents are made only where a program is built: asking for support stays cheap."""
+        name = self.temporary(dtype, shape, hint)
+        self.late[name] = make
         return name
 
     def view(self, name: str, source: str) -> None:

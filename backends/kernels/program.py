@@ -34,6 +34,7 @@ class KernelProgram:
         self._recording: Any = None
         self._closed = False
         constants = {**{n: graph.constants[n] for n in _read(work.steps, graph) if n in graph.constants}, **work.added}
+        constants |= {name: make() for name, make in work.late.items()}
         self._aliases = work.views  # value → the value whose memory it is
         try:
             handles = _compile(driver, work.steps)

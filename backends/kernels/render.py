@@ -26,6 +26,7 @@ from mnnpy.backends.kernels.ir import (
     While,
     register_type,
 )
+from mnnpy.backends.kernels.scalarize import scalarize
 from mnnpy.graph.dtypes import DType
 
 __all__ = ["Renderer"]
@@ -45,11 +46,11 @@ class Renderer:
     integer_suffix: ClassVar[Mapping[DType, str]] = {DType.I32: "", DType.U32: "u", DType.I64: "L", DType.U64: "UL"}
     unroll = "#pragma unroll"
     barrier = "barrier();"
-    #: Widest vector of registers; wider ones must be scalarised before.
+    #: Widest vector of registers; 1: vectors become scalars.
     lanes = 1
 
     def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+        self.kernel = kernel if self.lanes > 1 else scalarize(kernel)
         self._lines: list[str] = []
         self._depth = 1
 

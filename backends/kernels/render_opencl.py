@@ -14,6 +14,7 @@ __all__ = ["OpenCLRenderer"]
 
 _BYTES = {1: "uchar", 2: "ushort", 4: "uint", 8: "ulong"}
 _SIGNED = {DType.I8: "char", DType.I16: "short"}
+_ROUNDED = "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16"
 _FN = {"+": "old + value", "*": "old * value", "min": "min(old, value)", "max": "max(old, value)"}
 
 
@@ -62,6 +63,9 @@ class OpenCLRenderer(Renderer):
             return _BYTES[d.itemsize]
         return self.types[d]
 
+    def type(self, t: Type) -> str:
+        return f"int{t.lanes}" if t.dtype is DType.BOOL and t.lanes > 1 else super().type(t)
+
     def identifier(self, kind: str, axis: int) -> str:
         return f"(int)get_{kind}_id({axis})"
 
@@ -82,6 +86,8 @@ class OpenCLRenderer(Renderer):
     def vload(self, buffer: Buffer, index: str, lanes: int) -> str:
         if buffer.dtype is DType.F16:
             return f"vload_half{lanes}(0, {buffer.name} + ({index}))"
+        if buffer.dtype is DType.BF16:
+            return f"as_float{lanes}(convert_uint{lanes}(vload{lanes}(0, {buffer.name} + ({index}))) << 16)"
         if buffer.dtype is not register_type(buffer.dtype):
             raise NotImplementedError(f"vectors of {buffer.dtype}")
         return f"vload{lanes}(0, {buffer.name} + ({index}))"
@@ -89,6 +95,10 @@ class OpenCLRenderer(Renderer):
     def store(self, buffer: Buffer, index: str, value: str, lanes: int) -> str:
         if buffer.dtype is DType.F16:
             return f"vstore_half{lanes if lanes > 1 else ''}_rte({value}, 0, {buffer.name} + ({index}));"
+        if lanes > 1 and buffer.dtype is DType.BF16:
+            kept = f"select({_ROUNDED}, (bits >> 16) | 0x40u, (bits & 0x7fffffffu) > 0x7f800000u)"
+            narrow = f"vstore{lanes}(convert_ushort{lanes}({kept}), 0, {buffer.name} + ({index}));"
+            return f"{{ const uint{lanes} bits = as_uint{lanes}({value}); {narrow} }}"
         if lanes > 1:
             return f"vstore{lanes}({value}, 0, {buffer.name} + ({index}));"
         at = f"{buffer.name}[{index}]"

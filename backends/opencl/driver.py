@@ -157,7 +157,7 @@ def _caps(device: Any) -> Caps:
         local_memory=device.local_mem_size,
         max_buffer=device.max_mem_alloc_size,
         alignment=max(64, device.mem_base_addr_align // 8),
-        lanes=min(16, 2 * device.native_vector_width_float) if cpu else 4,
+        lanes=min(16, device.native_vector_width_float) if cpu else 4,
         cpu_like=cpu,
         unified=bool(device.host_unified_memory),
         units=device.max_compute_units,

@@ -1,63 +1,152 @@
-"""MatMul: a plain kernel, local-memory tiles for GPUs, and explicit vectors on packed weights for CPU-like devices."""
+"""MatMul: explicit vectors on packed panels (CPU-like devices), local-memory tiles (GPUs), and one item per element."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 from mnnpy.backends.kernels.builder import KernelBuilder
-from mnnpy.backends.kernels.functions import wrap
 from mnnpy.backends.kernels.ir import Expr, const, register_type
-from mnnpy.backends.kernels.lowering import Lowering, template
+from mnnpy.backends.kernels.lowering import Declined, Lowering, template
 from mnnpy.backends.kernels.templates.elementwise import collapse
+from mnnpy.backends.kernels.templates.epilogue import Epilogue
+from mnnpy.backends.kernels.templates.packed import (
+    Product,
+    choose_block,
+    column_panels,
+    pack_columns,
+    packed_product,
+)
+from mnnpy.backends.kernels.templates.tiles import Located, choose_tile, tiled_sums
 from mnnpy.graph.dtypes import DType
-from mnnpy.graph.ir import Node
+from mnnpy.graph.ir import Array, Node
 
-__all__: list[str] = []
+__all__ = ["ALGORITHMS"]
 
 LOCAL = 64
 _FLOATS = frozenset({DType.F16, DType.F32, DType.F64})
+_FAST = frozenset({DType.F16, DType.BF16, DType.F32})  #: summed in f32
+ALGORITHMS = ("packed", "tiles", "plain")
 
 
 @template("MatMul")
 def matmul(work: Lowering, node: Node) -> None:
-    """Batch dims broadcast by strides; one item per element."""
-    a, c = node.inputs
-    out = node.outputs[0]
+    """Chooses a shape by device and sizes; ``algorithm`` forces one of ``ALGORITHMS``."""
+    product = _product(work, node)
+    forced = work.algorithm(node)
+    fast = work.dtype(node.inputs[0]) in _FAST
+    if forced in ALGORITHMS and forced != "plain" and not fast:
+        raise Declined(f"algorithm '{forced}' of {work.dtype(node.inputs[0])} has no kernel")
+    chosen = forced if forced in ALGORITHMS else _choose(work, product) if fast else "plain"
+    {"packed": _packed, "tiles": _tiles, "plain": _plain}[chosen](work, product)
+
+
+def _choose(work: Lowering, p: Product) -> str:
+    """Panels on CPU-like devices, tiles elsewhere, the plain kernel where there is little to reuse."""
+    if p.m * p.n * p.k * p.count < 4096:
+        return "plain"
+    if work.caps.cpu_like:
+        return "packed"
+    return "tiles" if p.m > 4 and p.n > 4 else "plain"
+
+
+def _product(work: Lowering, node: Node) -> Product:
+    a, c = node.inputs[:2]
     sa, sc = work.shape(a), work.shape(c)
-    rows, depth = (sa[-2] if len(sa) > 1 else 1), sa[-1]
-    columns = sc[-1] if len(sc) > 1 else 1
+    m, k = (sa[-2] if len(sa) > 1 else 1), sa[-1]
+    n = sc[-1] if len(sc) > 1 else 1
     batch = _batch(sa[:-2], sc[:-2])
-    sizes, (step_a, step_c) = collapse(batch, [sa[:-2], sc[:-2]])
-    dtype = work.dtype(a)
+    sizes, (step_a, step_b) = collapse(batch, [sa[:-2], sc[:-2]])
+    if step_b == [0] and step_a == [1]:  # rows of a batch against one matrix are rows of one product
+        m, sizes, step_a, step_b = m * sizes[0], [], [], []
+    return Product(
+        node, m, n, k, a, c, node.outputs[0], Epilogue.of(work, node), tuple(sizes),
+        tuple(s * m * k for s in step_a), tuple(s * k * n for s in step_b),
+    )  # fmt: skip
+
+
+def _packed(work: Lowering, p: Product) -> None:
+    block = choose_block(work.caps, p.m, p.n)
+    width, count = block.columns, prod(work.shape(p.b)[:-2])
+    panels = -(-p.n // width)
+    if p.b in work.constants:
+        matrix = work.constants[p.b]
+
+        def pack() -> Array:
+            return column_panels(matrix.reshape(count, p.k, p.n).astype("float32"), width)
+
+        packed = work.deferred(DType.F32, (count, panels, p.k, width), pack)
+    else:
+        packed = pack_columns(work, p.node, p.b, count, p.k, p.n, block)
+    steps = tuple(s // (p.k * p.n) * panels * p.k * width for s in p.step_b)
+    packed_product(work, replace(p, b=packed, step_b=steps), block, "matmul_packed")
+
+
+def _tiles(work: Lowering, p: Product) -> None:
+    tile = choose_tile(work.caps, p.m, p.n, p.count)
+    dtype = work.dtype(p.a)
+    b = KernelBuilder("matmul_tiles", (*tile.items, 1))
+    x, w, y = b.buffer("a", dtype), b.buffer("b", dtype), b.buffer("y", dtype, "w")
+    tail = p.epilogue.attach(b)
+    m, n, k = (b.scalar(s) for s in "mnk")
+    scalars: dict[str, int | float] = {"m": p.m, "n": p.n, "k": p.k}
+    z = b.let(b.group_id(2))
+    at_a, at_b = _starts(b, p, z, scalars)
+
+    def rows(row: Expr) -> Callable[[Expr], Located]:
+        start, inside = b.let(at_a + row * k), b.let(row < m)
+        return lambda q: (start + q, inside)
+
+    def columns(column: Expr) -> Callable[[Expr], Located]:
+        start, inside = b.let(at_b + column), b.let(column < n)
+        return lambda q: (start + q * n, inside)
+
+    for row, column, total in tiled_sums(b, tile, x, w, rows, columns, k):
+        row, column = b.let(row), b.let(column)
+        with b.when((row < m) & (column < n)):
+            at = b.let((z * m + row) * n + column)
+            b.store(y, at, tail.finish(total, at, tail.load_bias(column)))
+    groups = (-(-p.n // tile.columns), -(-p.m // tile.rows), p.count)
+    buffers = {"a": p.a, "b": p.b, "y": p.y, **tail.buffers()}
+    work.launch(p.node, b.build(), buffers, groups, {**scalars, **tail.scalars()})
+
+
+def _starts(b: KernelBuilder, p: Product, z: Expr, scalars: dict[str, int | float]) -> tuple[Expr, Expr]:
+    """First elements of the operands of batch index *z*."""
+    at_a: Expr = const(0)
+    at_b: Expr = const(0)
+    for d, size in enumerate(p.batch):
+        scalars |= {f"n{d}": size, f"sa{d}": p.step_a[d], f"sb{d}": p.step_b[d]}
+    for d, at in enumerate(b.unravel(z, [b.scalar(f"n{d}") for d in range(len(p.batch))])):
+        at_a = at * b.scalar(f"sa{d}") + at_a
+        at_b = at * b.scalar(f"sb{d}") + at_b
+    return b.let(at_a), b.let(at_b)
+
+
+def _plain(work: Lowering, p: Product) -> None:
+    """One item per element; all types."""
+    dtype = work.dtype(p.a)
     b = KernelBuilder("matmul", (LOCAL, 1, 1))
     x, w, y = b.buffer("a", dtype), b.buffer("b", dtype), b.buffer("y", dtype, "w")
+    tail = p.epilogue.attach(b)
     count, m, n, k = (b.scalar(s) for s in ("count", "m", "n", "k"))
-    scalars: dict[str, int | float] = {"count": work.count(out), "m": rows, "n": columns, "k": depth}
+    scalars: dict[str, int | float] = {"count": work.count(p.y), "m": p.m, "n": p.n, "k": p.k}
     i = b.let(b.global_id())
     with b.when(i < count):
         column = b.let(i % n)
         rest = b.let(i / n)
         row = b.let(rest % m)
-        at_a: Expr | int = row * k
-        at_c: Expr | int = column
-        if sizes:
-            for d, size in enumerate(sizes):
-                scalars |= {f"n{d}": size, f"sa{d}": step_a[d] * rows * depth, f"sb{d}": step_c[d] * depth * columns}
-            for d, at in enumerate(b.unravel(b.let(rest / m), [b.scalar(f"n{d}") for d in range(len(sizes))])):
-                at_a = at * b.scalar(f"sa{d}") + at_a
-                at_c = at * b.scalar(f"sb{d}") + at_c
-        base_a, base_c = b.let(_expr(at_a)), b.let(_expr(at_c))
+        at_a, at_b = _starts(b, p, b.let(rest / m), scalars)
+        base_a, base_b = b.let(at_a + row * k), b.let(at_b + column)
         kind = register_type(dtype)
         total = b.mutable(const(0.0 if kind in _FLOATS else 0, kind))
         with b.loop(0, k) as q:
-            product = b.load(x, base_a + q) * b.load(w, base_c + q * n)
+            product = b.load(x, base_a + q) * b.load(w, base_b + q * n)
             b.assign(total, total + product)
-        b.store(y, i, wrap(total, dtype))
-    work.launch(node, b.build(), {"a": a, "b": c, "y": out}, work.grid(prod(work.shape(out)), LOCAL), scalars)
-
-
-def _expr(value: Expr | int) -> Expr:
-    return value if isinstance(value, Expr) else const(value)
+        b.store(y, i, tail.finish(total, i, tail.load_bias(column)))
+    buffers = {"a": p.a, "b": p.b, "y": p.y, **tail.buffers()}
+    work.launch(p.node, b.build(), buffers, work.grid(work.count(p.y), LOCAL), {**scalars, **tail.scalars()})
 
 
 def _batch(a: tuple[int, ...], c: tuple[int, ...]) -> tuple[int, ...]:
