@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -246,7 +247,10 @@ def _table(
         elif name in inputs:
             row = ("input", inputs[name])
         elif name in graph.constants:
-            row = ("constant", _dense(graph.constants[name]))
+            array = graph.constants[name]
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
+            row = ("mapped" if _is_mapped(array) else "constant", array)
         else:
             row = ("arena", offsets.get(name, 0))
         index[name] = len(tensors)
@@ -262,9 +266,12 @@ def _table(
     return tensors, index
 
 
-def _dense(array: Array) -> Array:
-    array = np.asarray(array)
-    return array if array.flags.c_contiguous and array.flags.aligned else np.ascontiguousarray(array)
+def _is_mapped(array: Array) -> bool:
+    """Whether the bytes lie in a read-only map of a file, whose pages may be dropped and read again."""
+    owner: Any = array
+    while owner is not None and not isinstance(owner, mmap.mmap):
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return owner is not None and memoryview(owner).readonly
 
 
 def _work(

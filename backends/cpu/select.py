@@ -104,7 +104,7 @@ def _descriptions(types: Iterable[TensorType | None]) -> list[tuple[str, tuple[A
 def _key(view: NodeView, threads: int, isa: str) -> str:
     """All that the time of a layer depends on."""
     node = view.node
-    attrs = {k: v for k, v in sorted(node.attrs.items()) if k != "algorithm"}
+    attrs = {k: v for k, v in sorted(node.attrs.items()) if k not in ("algorithm", "weight_scale")}
     constant = [k for k, n in enumerate(node.inputs) if n in view.constants]
     types = [str(t) for t in (*view.inputs, *view.outputs)]
     return json.dumps([node.op, attrs, types, constant, threads, isa], separators=(",", ":"), default=str)

@@ -189,18 +189,15 @@ class _Epilogues:
             return False
         weight = head.node.inputs[1]
         if weight in self.constants:
-            w = self.constants[weight]
             if head.node.op == "Convolution":
-                scaled = w * factor.reshape(-1, *([1] * (w.ndim - 1)))
+                # Multiplied in when the weights are packed: a scaled copy of all weights would cost time and memory.
+                known = head.attrs.get("weight_scale")
+                factors = factor if known is None else np.asarray(known, np.float32) * factor
+                head.attrs["weight_scale"] = tuple(factors.tolist())
             else:
-                scaled = w * factor
-            head.node = head.node.replace(
-                inputs=(
-                    head.node.inputs[0],
-                    self._constant(scaled.astype(np.float32, copy=False)),
-                    *head.node.inputs[2:],
-                )
-            )
+                scaled = (self.constants[weight] * factor).astype(np.float32, copy=False)
+                inputs = (head.node.inputs[0], self._constant(scaled), *head.node.inputs[2:])
+                head.node = head.node.replace(inputs=inputs)
         elif value.size == 1 and factor.size and head.node.op == "MatMul" and not head.bias:
             head.attrs["alpha"] = float(head.attrs.get("alpha", 1.0)) * float(factor[0])
         else:

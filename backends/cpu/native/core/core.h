@@ -55,6 +55,7 @@ struct Place {
   int64_t index = 0;                // of the input, output or aliased tensor
   size_t offset = 0;                // bytes into the arena, or into the aliased tensor
   const void* constant = nullptr;
+  bool mapped = false;  // the constant lies in a map of a file that nobody writes: its pages may be dropped
 };
 
 struct TensorSpec {
@@ -129,6 +130,7 @@ class Plan {
     const void* constant;
   };
   std::vector<Fixed> fixed_;
+  std::vector<Buffer> staged_;  // constants that kernels read in another form than they were given
   size_t pointer_count_ = 0;
   std::vector<size_t> input_bytes_, output_bytes_;
   std::vector<int64_t> output_tensor_;

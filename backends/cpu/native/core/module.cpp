@@ -150,10 +150,11 @@ class Program {
         t.place.kind = Place::ARENA;
         t.place.offset = where.cast<size_t>();
         if (t.place.offset % 64 != 0) throw py::value_error("an arena offset is not a multiple of 64");
-      } else if (kind == "constant") {
+      } else if (kind == "constant" || kind == "mapped") {
         size_t bytes = dtype_size(t.dtype);
         for (int64_t d : t.shape) bytes *= static_cast<size_t>(d);
         t.place.kind = Place::CONSTANT;
+        t.place.mapped = kind == "mapped";
         t.place.constant = array_bytes(where, bytes, "constant " + std::to_string(specs.size()));
         constants_.back() = where;
       } else if (kind == "input" || kind == "output") {
@@ -391,7 +392,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::p
 
   py::class_<Program> program(m, "Program",
       "Steps over a table of tensors.\n\n"
-      "tensors: (dtype, shape, kind, where); kind 'arena' (where: byte offset, multiple of 64), 'constant' (array), 'input' or\n"
+      "tensors: (dtype, shape, kind, where); kind 'arena' (where: byte offset, multiple of 64), 'constant' (array), 'mapped'\n"
+      "(an array in a map of a file opened for reading: its pages are given back once it is packed), 'input' or\n"
       "'output' (index), 'alias' ((tensor, byte offset)). steps: (op, node name, attrs, input tensors, output tensors), -1 for\n"
       "absent operands. Constants that every reader packed are let go.");
   program

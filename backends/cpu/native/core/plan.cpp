@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/core.h"
+#include "core/staging.h"
 
 namespace mnnpy {
 namespace {
@@ -84,9 +85,12 @@ Plan::Plan(std::vector<TensorSpec> tensors, std::vector<StepSpec> steps, size_t 
     }
   }
 
-  std::vector<bool> read(tensors_.size(), false), needed(tensors_.size(), false);
-  for (const StepSpec& spec : specs_) {
-    NodeDesc node;
+  std::vector<NodeDesc> nodes(specs_.size());
+  std::vector<std::vector<Source>> sources(specs_.size());
+  for (size_t s = 0; s < specs_.size(); ++s) {
+    StepSpec& spec = specs_[s];
+    NodeDesc& node = nodes[s];
+    const auto scale = spec.attrs.extract("weight_scale");
     node.op = spec.op;
     node.name = spec.name;
     node.attrs = spec.attrs;
@@ -105,14 +109,30 @@ Plan::Plan(std::vector<TensorSpec> tensors, std::vector<StepSpec> steps, size_t 
       if (t >= 0 && places[static_cast<size_t>(t)].kind == Place::CONSTANT) {
         const Place& p = places[static_cast<size_t>(t)];
         node.inputs.back().constant = static_cast<const std::byte*>(p.constant) + p.offset;
+        sources[s].push_back({node.inputs.size() - 1, p.mapped, {}});
+        if (!scale.empty() && node.inputs.size() == 2)
+          sources[s].back().factors = std::get<std::vector<double>>(scale.mapped());
       }
     }
     for (int64_t t : spec.outputs) {
       check(t, true);
       node.outputs.push_back(desc_of(tensors_, t));
     }
+  }
+
+  // Packing moves the bytes of all weights, mostly into pages that the system clears first: a job for all threads.
+  std::vector<std::unique_ptr<Kernel>> kernels(specs_.size());
+  std::vector<std::vector<Staged>> kept(specs_.size());
+  pool_->parallel_for(static_cast<int64_t>(specs_.size()), [&](int64_t k, int) {
+    const auto s = static_cast<size_t>(k);
+    kernels[s] = build_staged(nodes[s], sources[s], BuildContext{isa_, pool_->threads()}, kept[s]);
+  });
+
+  std::vector<bool> read(tensors_.size(), false), needed(tensors_.size(), false);
+  for (size_t s = 0; s < specs_.size(); ++s) {
+    const StepSpec& spec = specs_[s];
     Step step;
-    step.kernel = make_kernel(node, BuildContext{isa_, pool_->threads()});
+    step.kernel = std::move(kernels[s]);
     scratch_bytes_ = std::max(scratch_bytes_, step.kernel->scratch_bytes(pool_->threads()));
 
     auto place = [&](int64_t t, int input) {
@@ -127,6 +147,12 @@ Plan::Plan(std::vector<TensorSpec> tensors, std::vector<StepSpec> steps, size_t 
         default:
           read[owner] = true;
           if (step.kernel->consumed(input)) break;  // stays nullptr
+          for (Staged& staged : kept[s]) {
+            if (staged.input != static_cast<size_t>(input)) continue;
+            fixed_.push_back({slot, 0, staged.copy.data()});
+            staged_.push_back(std::move(staged.copy));
+            return;
+          }
           needed[owner] = true;
           fixed_.push_back({slot, 0, static_cast<const std::byte*>(p.constant) + p.offset});
       }
