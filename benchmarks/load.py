@@ -1,23 +1,26 @@
-"""Time and memory of creating a session, beside onnxruntime: ``python benchmarks/load.py [--all | --models …]``.
+"""Time and memory from nothing to the first result, beside onnxruntime: ``python benchmarks/load.py [--all | …]``.
 
-Every measurement is a process of its own, and the engines take turns; numbers are medians. *create* is the constructor
-alone (imports are listed apart), *first* the first inference, *ready* both together (models of symbolic shapes are
-planned at the first inference), *peak* the largest resident set after creation and after
-the first inference. Prints a table; ``--json FILE`` keeps every measurement.
+Every measurement is a process of its own that has imported numpy only, with compiled modules cached as they are for
+installed packages; the engines take turns, numbers are medians. *import* the engine, *create* a session, *first*
+inference, *total* all three, *peak* the largest resident set. ``mnnpy`` finds the records of earlier tuning, ``mnnpy
+cold`` none (a first session on a machine measures its candidates then). The last rows are geometric means over the
+models of the ratios to onnxruntime. ``--json FILE`` keeps every measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a script
@@ -27,78 +30,58 @@ from benchmarks.zoo import ZOO  # noqa: E402
 
 __all__ = ["measure"]
 
-ENGINES = ("mnnpy", "onnxruntime")
-FACTS = ("import", "create", "first", "peak_created", "peak")
+PEER = "onnxruntime"
+ENGINES = ("mnnpy", "mnnpy cold", PEER)
+FACTS = ("import", "create", "first", "total", "peak_created", "peak")
 Row = dict[str, float]
 
 
-def _resident(key: str) -> float:
-    """MiB of the process: ``VmHWM`` is the largest resident set since its program started."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {key}; this benchmark needs Linux")
-
-
-def worker(engine: str, name: str, threads: int) -> Row:
-    """One measurement in this process."""
-    model = ZOO[name]
-    path, feeds = str(model.build()), model.inputs(0, 0)
-    start = time.perf_counter()
-    if engine == "mnnpy":
-        import mnnpy
-
-        create: Any = lambda: mnnpy.Session(path, threads=threads)  # noqa: E731
-        mnnpy.Session  # noqa: B018 (the package is lazy)
-    else:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        create = lambda: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])  # noqa: E731
-    imported = time.perf_counter()
-    baseline = _resident("VmHWM")
-    begin = time.perf_counter()
-    session = create()
-    created = time.perf_counter()
-    peak_created = _resident("VmHWM")
-    ran = time.perf_counter()
-    session.run(None, feeds)
-    first = time.perf_counter() - ran
-    return {
-        "import": 1e3 * (imported - start),
-        "baseline": baseline,
-        "create": 1e3 * (created - begin),
-        "first": 1e3 * first,
-        "ready": 1e3 * (created - begin + first),
-        "peak_created": peak_created,
-        "peak": _resident("VmHWM"),
-    }
-
-
-def _environment() -> dict[str, str]:
-    """Compiled modules are cached, as they are where packages are installed."""
+def _environment(records: str) -> dict[str, str]:
+    """Compiled modules are cached, as they are where packages are installed; *records* is where tuning is kept."""
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "PYTHONPYCACHEPREFIX": str(ROOT / "benchmarks" / "out" / "pycache")}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    cache = str(ROOT / "benchmarks" / "out" / "pycache")
+    return {**kept, "PYTHONPYCACHEPREFIX": cache, "PYTHONPATH": path, "MNNPY_CACHE_DIR": records}
 
 
-def measure(name: str, rounds: int, threads: int) -> dict[str, list[Row]]:
+def _one(engine: str, command: list[str], records: str) -> tuple[Row | None, str]:
+    """One process; None and the reason where it fails."""
+    with tempfile.TemporaryDirectory() as fresh:
+        where = fresh if engine.endswith("cold") else records
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(where), check=False)
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"])[0]
+    pairs = (entry.partition("=") for entry in done.stdout.split())
+    return {key: float(value) for key, _, value in pairs}, ""
+
+
+def measure(name: str, rounds: int, threads: int, records: str) -> dict[str, list[Row]]:
     """All rounds of all engines for one model; an engine that fails has no rows."""
     rows: dict[str, list[Row]] = {e: [] for e in ENGINES}
-    for k in range(-1, rounds):  # round -1 fills the caches and is not counted
-        for engine in ENGINES[:: 1 if k % 2 else -1]:
-            command = [sys.executable, "-W", "ignore", __file__, "--worker", engine, name, str(threads)]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_environment(), check=False)
-            if done.returncode == 0 and k >= 0:
-                rows[engine].append(json.loads(done.stdout))
-            elif done.returncode and k < 0:
-                reason = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
-                print(f"{name}: {engine} fails: {reason[0][:160]}", file=sys.stderr)
+    worker = str(Path(__file__).with_name("load_worker.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        feeds = str(Path(folder) / "feeds.npz")
+        np.savez(feeds, **ZOO[name].inputs(0, 0))  # type: ignore[arg-type]
+        for k in range(-1, rounds):  # round -1 fills the caches and is not counted
+            for engine in ENGINES[:: 1 if k % 2 else -1]:
+                path = str(ZOO[name].build())
+                row, reason = _one(
+                    engine, [sys.executable, "-W", "ignore", worker, engine, path, feeds, str(threads)], records
+                )
+                if row is not None and k >= 0:
+                    rows[engine].append(row)
+                elif row is None and k < 0:
+                    print(f"{name}: {engine} fails: {reason[:160]}", file=sys.stderr)
     return rows
 
 
 def _median(rows: list[Row], fact: str) -> float:
     return statistics.median(r[fact] for r in rows) if rows else float("nan")
+
+
+def _ratios(kept: dict[str, dict[str, list[Row]]], engine: str, fact: str) -> list[float]:
+    found = (_median(rows[engine], fact) / _median(rows[PEER], fact) for rows in kept.values())
+    return [r for r in found if not math.isnan(r)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,29 +92,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--worker", nargs=3, metavar=("ENGINE", "MODEL", "THREADS"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.worker:
-        engine, name, threads = options.worker
-        print(json.dumps(worker(engine, name, int(threads))))
-        return 0
     names = [n for n, m in ZOO.items() if not m.available()] if options.all else options.models
     unknown = sorted(set(names) - set(ZOO))
     if unknown:
         parser.error(f"unknown models: {', '.join(unknown)}; benchmarks/zoo.py --list names the known ones")
     kept: dict[str, dict[str, list[Row]]] = {}
-    heads = "import ms | create ms | first ms | created MiB | peak MiB | create ratio | ready ratio | peak ratio"
+    heads = "import ms | create ms | first ms | total ms | created MiB | peak MiB | total ratio | peak ratio"
     print(f"| model | engine | {heads} |")
-    print("|---|---|" + "--:|" * (len(FACTS) + 3))
-    for name in names:
-        ZOO[name].build()
-        kept[name] = measure(name, options.rounds, options.threads)
-        other = kept[name]["onnxruntime"]
-        for engine, rows in kept[name].items():
-            facts = [_median(rows, f) for f in FACTS]
-            ratios = [_median(rows, f) / _median(other, f) for f in ("create", "ready", "peak")]
-            cells = [name, engine, *(f"{v:.1f}" for v in facts), *(f"{v:.2f}" for v in ratios)]
-            print("| " + " | ".join(cells) + " |", flush=True)
+    print("|---|---|" + "--:|" * (len(FACTS) + 2))
+    with tempfile.TemporaryDirectory() as records:
+        for name in names:
+            kept[name] = measure(name, options.rounds, options.threads, records)
+            for engine, rows in kept[name].items():
+                facts = [_median(rows, f) for f in FACTS]
+                ratios = [_median(rows, f) / _median(kept[name][PEER], f) for f in ("total", "peak")]
+                cells = [name, engine, *(f"{v:.1f}" for v in facts), *(f"{v:.2f}" for v in ratios)]
+                print("| " + " | ".join(cells) + " |", flush=True)
+    for engine in ENGINES[:-1]:
+        cells = []
+        for fact in ("total", "peak"):
+            ratios = _ratios(kept, engine, fact)
+            cells.append(f"{statistics.geometric_mean(ratios):.2f}" if ratios else "nan")
+        print(f"| geometric mean of {len(kept)} | {engine} |" + " |" * len(FACTS) + f" {' | '.join(cells)} |")
     if options.json:
         options.json.write_text(json.dumps({"threads": options.threads, "models": kept}, indent=1))
     return 0

@@ -6,6 +6,7 @@ where shapes depend on them). A ``Plan`` is a list of steps over named values.
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -113,6 +114,18 @@ class Plan:
         return found
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Python's cycle collector off for a while: planning makes many objects, few cycles, and drops them soon."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 class Executable:
     """A graph and its plans. Safe to run from several threads at once."""
 
@@ -163,7 +176,8 @@ class Executable:
     def _guard(self) -> Iterator[None]:
         """What Python itself gives up on while planning, as an error of ours."""
         try:
-            yield
+            with without_collector():
+                yield
         except RecursionError as error:
             raise ModelError(
                 f"graph '{self.graph.name}' nests deeper than Python's stack allows ({sys.getrecursionlimit()} calls); "

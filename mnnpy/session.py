@@ -17,7 +17,7 @@ from mnnpy.graph.dims import Dim, SymDim
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, OptionalType, SequenceType, TensorType, Type, Value
 from mnnpy.options import Options
-from mnnpy.runtime import Context, Executable
+from mnnpy.runtime import Context, Executable, without_collector
 
 __all__ = ["Binding", "NodeArg", "Session", "load_graph"]
 
@@ -141,7 +141,8 @@ class Session:
         **keywords: Any,
     ) -> None:
         self.options = Options.make(options, **keywords)
-        self._graph = load_graph(model)
+        with without_collector():
+            self._graph = load_graph(model)
         self._context = _context(backends, self.options)
         self._executable = Executable(self._graph, self._context)
         self._names = self._graph.output_names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ import numpy as np
 from mnnpy.backends.analytic import moved_bytes, node_flops
 from mnnpy.backends.base import NodeView
 from mnnpy.backends.cpu import _native
+from mnnpy.backends.cpu.mapped import map_of
 from mnnpy.backends.cpu.memory import Interval, place
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.errors import BackendError
-from mnnpy.graph.ir import Array, Graph, Node, TensorType
+from mnnpy.graph.ir import Graph, Node, TensorType
 
 if TYPE_CHECKING:
     from mnnpy.backends.cpu.select import Choice
@@ -250,7 +250,7 @@ def _table(
             array = graph.constants[name]
             if not array.flags.c_contiguous:
                 array = np.ascontiguousarray(array)
-            row = ("mapped" if _is_mapped(array) else "constant", array)
+            row = ("constant" if map_of(array) is None else "mapped", array)
         else:
             row = ("arena", offsets.get(name, 0))
         index[name] = len(tensors)
@@ -264,14 +264,6 @@ def _table(
             if name:
                 add(name)
     return tensors, index
-
-
-def _is_mapped(array: Array) -> bool:
-    """Whether the bytes lie in a read-only map of a file, whose pages may be dropped and read again."""
-    owner: Any = array
-    while owner is not None and not isinstance(owner, mmap.mmap):
-        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
-    return owner is not None and memoryview(owner).readonly
 
 
 def _work(

@@ -141,6 +141,7 @@ class CpuDevice:
 
     def compile(self, segment: Segment) -> Program:
         """Run the passes that are switched on and build the native program."""
+        from mnnpy.backends.cpu.mapped import forget_pages
         from mnnpy.backends.cpu.passes.concat import write_concats
         from mnnpy.backends.cpu.passes.strips import fuse_strips
         from mnnpy.backends.cpu.program import build_program
@@ -156,6 +157,7 @@ class CpuDevice:
         in_place = "in_place" in segment.optimize
         if in_place:
             graph = write_concats(graph)
+        forget_pages(graph.constants.values())  # what the passes looked at would stay beside the packed copies
         return build_program(graph, segment.threads, in_place=in_place, choices=choices, isa=self.isa)
 
     def upload(self, array: Array) -> Array:

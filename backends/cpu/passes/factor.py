@@ -44,13 +44,18 @@ class _Work:
         return isinstance(t, TensorType) and t.dtype is DType.F32
 
     def plain_product(self, node: Node) -> Array | None:
-        """The weights of ``x @ W`` without attributes, W a finite f32 matrix that is known."""
+        """The weights of ``x @ W`` without attributes, W a known f32 matrix (whether it is finite: see ``_finite``)."""
         if node.op != "MatMul" or len(node.inputs) != 2 or node.attrs:
             return None
         w = self.graph.constants.get(node.inputs[1])
-        if w is None or w.ndim != 2 or w.dtype != np.float32 or 0 in w.shape or not np.isfinite(w).all():
+        if w is None or w.ndim != 2 or w.dtype != np.float32 or 0 in w.shape:
             return None
         return w if len(self.shape(node.inputs[0])) >= 2 else None
+
+
+def _finite(w: Array) -> bool:
+    """Reads all weights: to be asked last."""
+    return bool(np.isfinite(w).all())
 
 
 # -- one-hot rows --------------------------------------------------------------------------------------------
@@ -86,7 +91,7 @@ def _one_hot_index(work: _Work, node: Node) -> str | None:
         if isinstance(t, TensorType) and t.dtype in (DType.I32, DType.I64):
             shape = work.shape(index)
             if shape[-1:] == (1,) and shape[:-1] == work.shape(node.outputs[0])[:-1]:
-                return index
+                return index if _finite(w) else None
     return None
 
 
@@ -237,7 +242,7 @@ def _concat_terms(work: _Work, node: Node) -> _Terms | None:
             pieces.append((row or name, row is not None, r.dst_offset, size[1]))
         else:
             return None
-    if sum(p[3] for p in pieces) != total or any(p[2] >= total for p in pieces):
+    if sum(p[3] for p in pieces) != total or any(p[2] >= total for p in pieces) or not _finite(w):
         return None
     terms = _Terms()
     columns = {(p[0], p[3]) for p in pieces}
