@@ -158,7 +158,9 @@ class CpuDevice:
         if in_place:
             graph = write_concats(graph)
         forget_pages(graph.constants.values())  # what the passes looked at would stay beside the packed copies
-        return build_program(graph, segment.threads, in_place=in_place, choices=choices, isa=self.isa)
+        program = build_program(graph, segment.threads, in_place=in_place, choices=choices, isa=self.isa)
+        forget_pages(graph.constants.values())
+        return program
 
     def upload(self, array: Array) -> Array:
         return np.ascontiguousarray(array)

@@ -133,33 +133,38 @@ class ConvWinograd final : public Kernel {
   size_t input_floats() const { return round_up_64(static_cast<size_t>(kPoints * block_ * pitch_ / (PAIRS ? 2 : 1))); }
   size_t product_floats() const { return round_up_64(static_cast<size_t>(kPoints * (block_ * kMaxNV * W + W))); }
 
+  // G w Gᵀ for W output channels at once, in double precision: this is done once, and its rounding would stay.
   void pack(const float* w) {
-    // One point at a time, so that the transformed copy is no larger than a ninth of the weights.
-    std::vector<float> u(static_cast<size_t>(s_.m * s_.c));
-    std::vector<Panels::Panel> list = panels_.list;
-    for (int point = 0; point < kPoints; ++point) {
-      const double* gi = Transform<OH>::kG[point / TW];
-      const double* gj = Transform<OW>::kG[point % TW];
-      double weight[9];
-      for (int k = 0; k < 9; ++k) weight[k] = gi[k / 3] * gj[k % 3];
-      for (int64_t k = 0; k < s_.m * s_.c; ++k) {
-        double sum = 0;
-        for (int q = 0; q < 9; ++q) sum += weight[q] * static_cast<double>(w[k * 9 + q]);
-        u[static_cast<size_t>(k)] = static_cast<float>(sum * static_cast<double>(epilogue_.scale));
-      }
-      for (const auto& panel : list) {
-        const int64_t width = int64_t{panel.nv} * W;
-        float* to = packed_.data() + panel.offset * kPoints * units() + point * units() * width;
-#if MNNPY_ISA == 2
-        if constexpr (PAIRS) {
-          Panels one;
-          one.list = {{panel.column, panel.nv, panel.cols, 0}};
-          pack_pairs(one, 1, s_.c, BView{u.data(), 0, 1, s_.c}, reinterpret_cast<uint32_t*>(to), 0, 1);
-          continue;
+    if constexpr (PAIRS) {
+      pack_bf16(w);
+      return;
+    }
+    const auto& gh = Transform<OH>::kG;
+    const auto& gw = Transform<OW>::kG;
+    const auto scale = static_cast<double>(epilogue_.scale);
+    for (const auto& panel : panels_.list) {
+      const int64_t width = int64_t{panel.nv} * W;
+      float* base = packed_.data() + panel.offset * kPoints * s_.c;
+      for (int64_t v = 0; v < panel.nv; ++v) {
+        const int64_t lanes = std::clamp<int64_t>(panel.cols - v * W, 0, W);
+        const float* from = w + (panel.column + v * W) * s_.c * 9;
+        for (int64_t c = 0; c < s_.c; ++c) {
+          double in[9][W] = {}, rows[TH][3][W];
+          for (int64_t lane = 0; lane < lanes; ++lane)
+            for (int q = 0; q < 9; ++q) in[q][lane] = static_cast<double>(from[(lane * s_.c + c) * 9 + q]);
+          for (int i = 0; i < TH; ++i)
+            for (int b = 0; b < 3; ++b)
+              for (int lane = 0; lane < W; ++lane)
+                rows[i][b][lane] = gh[i][0] * in[b][lane] + gh[i][1] * in[3 + b][lane] + gh[i][2] * in[6 + b][lane];
+          for (int i = 0; i < TH; ++i)
+            for (int j = 0; j < TW; ++j) {
+              float* to = base + ((i * TW + j) * s_.c + c) * width + v * W;
+              for (int lane = 0; lane < W; ++lane) {
+                const double sum = gw[j][0] * rows[i][0][lane] + gw[j][1] * rows[i][1][lane] + gw[j][2] * rows[i][2][lane];
+                to[lane] = static_cast<float>(sum * scale);
+              }
+            }
         }
-#endif
-        for (int64_t c = 0; c < s_.c; ++c)
-          for (int64_t j = 0; j < width; ++j) to[c * width + j] = j < panel.cols ? u[static_cast<size_t>((panel.column + j) * s_.c + c)] : 0.0f;
       }
     }
   }
@@ -179,6 +184,31 @@ class ConvWinograd final : public Kernel {
     }
 #endif
     transform_input(x, first + t, c0, c1, count * pitch_, v + t * pitch_ + c0);
+  }
+
+  void pack_bf16([[maybe_unused]] const float* w) {
+#if MNNPY_ISA == 2
+    // One point at a time, so that the transformed copy is no larger than a third of the weights.
+    std::vector<float> u(static_cast<size_t>(s_.m * s_.c));
+    for (int point = 0; point < kPoints; ++point) {
+      const double* gi = Transform<OH>::kG[point / TW];
+      const double* gj = Transform<OW>::kG[point % TW];
+      double weight[9];
+      for (int k = 0; k < 9; ++k) weight[k] = gi[k / 3] * gj[k % 3];
+      for (int64_t k = 0; k < s_.m * s_.c; ++k) {
+        double sum = 0;
+        for (int q = 0; q < 9; ++q) sum += weight[q] * static_cast<double>(w[k * 9 + q]);
+        u[static_cast<size_t>(k)] = static_cast<float>(sum * static_cast<double>(epilogue_.scale));
+      }
+      for (const auto& panel : panels_.list) {
+        const int64_t width = int64_t{panel.nv} * W;
+        float* to = packed_.data() + panel.offset * kPoints * units() + point * units() * width;
+        Panels one;
+        one.list = {{panel.column, panel.nv, panel.cols, 0}};
+        pack_pairs(one, 1, s_.c, BView{u.data(), 0, 1, s_.c}, reinterpret_cast<uint32_t*>(to), 0, 1);
+      }
+    }
+#endif
   }
 
   // Bᵀ d B of one tile, channels [c0, c1), points `step` apart. The outer loops stay loops: unrolled, their code would not fit the
