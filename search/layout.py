@@ -15,11 +15,10 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 __all__ = ["Network", "User"]
 
-Table = NDArray[np.float64]
+Table = np.ndarray[Any, np.dtype[np.float64]]  # numpy.typing is not imported on the way to a first inference
 #: A reader of a value: the node, and its cost by (form that is read, state of the node); infinity where it cannot.
 User = tuple[int, Sequence[Sequence[float]]]
 
