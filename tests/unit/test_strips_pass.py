@@ -117,3 +117,12 @@ def test_cost_model_weighs_bytes_against_lines_computed_twice(monkeypatch: pytes
     assert strips._gain([heavy, stage(1e5, reach=3)], 1) > 0  # one thread computes nothing twice
     assert strips._gain([heavy, stage(1e5, reach=3)], 2) < 0
     assert strips._gain([heavy, stage(1e5)], 64) > 0  # 1×1 kernels need no lines of their neighbours
+
+
+def test_factors_of_the_weights_come_along(no_cache: None) -> None:
+    """A multiplication by channel behind each convolution, as a BatchNormalization leaves it."""
+    n = Net()
+    x = n.op("Relu", n.op("Mul", point(n, n.input(1, 16, 20, 20), 16, 64, ""), n.w(64, 1, 1)))
+    x = n.op("Relu", n.op("Mul", depth(n, x, 64, act=""), n.w(64, 1, 1)))
+    x = n.op("Mul", point(n, x, 64, 24, ""), n.w(24, 1, 1))
+    assert chains(*n.finish(x)) == ["strips-1x1-dw-1x1"]

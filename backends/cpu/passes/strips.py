@@ -70,6 +70,9 @@ def chain_node(nodes: Sequence[Node]) -> Node:
         "act_betas": tuple(float(n.attrs.get("act_beta", 0.0)) for n in nodes),
         "alphas": tuple(float(n.attrs.get("alpha", 1.0)) for n in nodes),
     }
+    for k, node in enumerate(nodes):  # factors of the operand of this number
+        if "weight_scale" in node.attrs:
+            attrs[f"weight_scale_{2 * k + 1}" if k else "weight_scale"] = node.attrs["weight_scale"]
     return Node("ConvChain", tuple(inputs), nodes[-1].outputs, attrs, nodes[-1].name)
 
 

@@ -90,10 +90,8 @@ Plan::Plan(std::vector<TensorSpec> tensors, std::vector<StepSpec> steps, size_t 
   for (size_t s = 0; s < specs_.size(); ++s) {
     StepSpec& spec = specs_[s];
     NodeDesc& node = nodes[s];
-    const auto scale = spec.attrs.extract("weight_scale");
     node.op = spec.op;
     node.name = spec.name;
-    node.attrs = spec.attrs;
     auto check = [&](int64_t index, bool output) {
       if (index < -1 || index >= static_cast<int64_t>(tensors_.size()))
         throw std::invalid_argument("step '" + spec.name + "' names tensor " + std::to_string(index));
@@ -110,14 +108,18 @@ Plan::Plan(std::vector<TensorSpec> tensors, std::vector<StepSpec> steps, size_t 
         const Place& p = places[static_cast<size_t>(t)];
         node.inputs.back().constant = static_cast<const std::byte*>(p.constant) + p.offset;
         sources[s].push_back({node.inputs.size() - 1, p.mapped, {}});
-        if (!scale.empty() && node.inputs.size() == 2)
-          sources[s].back().factors = std::get<std::vector<double>>(scale.mapped());
+        const std::string key = node.inputs.size() == 2 ? "weight_scale" : "weight_scale_" + std::to_string(node.inputs.size() - 1);
+        const auto scale = spec.attrs.extract(key);
+        if (!scale.empty()) sources[s].back().factors = std::get<std::vector<double>>(scale.mapped());
       }
     }
     for (int64_t t : spec.outputs) {
       check(t, true);
       node.outputs.push_back(desc_of(tensors_, t));
     }
+    for (const auto& [key, value] : spec.attrs)
+      if (key.starts_with("weight_scale")) throw std::invalid_argument("step '" + spec.name + "': " + key + " without constant weights");
+    node.attrs = spec.attrs;
   }
 
   // Packing moves the bytes of all weights, mostly into pages that the system clears first: a job for all threads.
