@@ -127,7 +127,8 @@ class Session:
     """A model ready to run.
 
     model: path of an ``.onnx`` or ``.mnnpy`` file, the bytes of an ONNX model, an ``onnx.ModelProto``, or a Graph.
-    backends: ``"auto"``, a backend name, or a list of names in order of preference.
+    backends: ``"auto"``, a backend name, or a list of names in order of preference. An opened device may stand for a
+        name: sessions that share it share what it keeps, such as compiled kernels.
     options / keywords: see ``mnnpy.Options``.
 
     Many threads may call ``run`` on one Session. Raises ModelError, UnsupportedOpError, BackendUnavailableError.
@@ -136,7 +137,7 @@ class Session:
     def __init__(
         self,
         model: str | os.PathLike[str] | bytes | Graph | Any,
-        backends: str | Sequence[str] = "auto",
+        backends: str | Device | Sequence[str | Device] = "auto",
         options: Options | None = None,
         **keywords: Any,
     ) -> None:
@@ -313,16 +314,20 @@ def load_graph(model: Any) -> Graph:
     return from_onnx(model)
 
 
-def _context(backends: str | Sequence[str], options: Options) -> Context:
+def _context(backends: str | Device | Sequence[str | Device], options: Options) -> Context:
     from mnnpy.backends.registry import open_device
 
-    names = ["cpu"] if backends == "auto" else [backends] if isinstance(backends, str) else list(backends)
+    names: list[str | Device] = []
+    if isinstance(backends, str) or not isinstance(backends, Sequence):
+        names.append("cpu" if backends == "auto" else backends)
+    else:
+        names += backends
     if not names:
         raise BackendUnavailableError("backends=[] leaves nothing to run on; give 'auto' or a list of names")
     wanted: dict[str, Any] = {"threads": options.thread_count}
     if options.isa is not None:
         wanted["isa"] = options.isa
-    devices = tuple(open_device(n, **wanted) for n in names)
+    devices = tuple(open_device(n, **wanted) if isinstance(n, str) else n for n in names)
     _check_algorithms(devices, options)
     host = next((d for d in devices if d.info.backend == "reference"), None) or open_device("reference")
     limit = options.memory_limit or _physical_memory()

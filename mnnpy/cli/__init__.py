@@ -1,6 +1,7 @@
 """The ``mnnpy`` command. Each subcommand is a module of this package, imported only when it is used.
 
-A subcommand module has ``configure(parser)`` and ``run(args) -> int``. Results go to stdout, logs to stderr.
+A subcommand module has ``configure(parser)`` and ``run(args) -> int``; ``JSON_FILE = True`` lets ``--json`` name a file.
+Results go to stdout, logs to stderr.
 Exit codes: 0 fine, 1 a check failed, 2 wrong usage or an error.
 """
 
@@ -27,29 +28,40 @@ COMMANDS = {
     "bench": "measure latency on one or more backends",
     "profile": "time op by op and write a Chrome trace",
     "graph": "show a model as text, DOT or ONNX with the backend of each node",
-    "conformance": "run ONNX's node tests on a backend",
+    "conformance": "test a backend: atomic ops and ONNX's node cases, with labels and reasons",
     "demo": "read text in a picture with trained OCR models",
 }
 
 
-def _parser(selected: str | None) -> argparse.ArgumentParser:
-    """The parser with all subcommands named, and the selected one configured."""
+def _common(json_file: bool = False) -> argparse.ArgumentParser:
+    """Options of every command; *json_file*: ``--json`` may name a file to write."""
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("common options")
-    group.add_argument("--json", action="store_true", help="print the result as JSON")
+    if json_file:
+        text = "write the result as JSON to FILE, or print it"
+        group.add_argument("--json", nargs="?", const=True, metavar="FILE", help=text)
+    else:
+        group.add_argument("--json", action="store_true", help="print the result as JSON")
     group.add_argument("-v", "--verbose", action="store_true", help="show tracebacks and more detail")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes on stderr")
+    return common
+
+
+def _parser(selected: str | None) -> argparse.ArgumentParser:
+    """The parser with all subcommands named, and the selected one configured."""
+    common = _common()
     parser = argparse.ArgumentParser(
         prog="mnnpy", description="Run, inspect, compare and measure neural networks.", parents=[common]
     )
     parser.add_argument("--version", action="version", version=f"mnnpy {mnnpy.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common]
-        )
-        if name == selected:
-            importlib.import_module(f"mnnpy.cli.{name}").configure(sub)
+        module = importlib.import_module(f"mnnpy.cli.{name}") if name == selected else None
+        parents = [_common(json_file=True)] if getattr(module, "JSON_FILE", False) else [common]
+        text = summary[0].upper() + summary[1:] + "."
+        sub = commands.add_parser(name, help=summary, description=text, parents=parents)
+        if module is not None:
+            module.configure(sub)
     return parser
 
 

@@ -6,18 +6,8 @@ from functools import cache
 
 import pytest
 
-from mnnpy.conformance import Report, run_suite
+from mnnpy.conformance import UNSOUND, Report, run_suite
 
-#: Cases that fail for a reason that is not ours to mend. Strict: one that passes must leave the list.
-KNOWN = {
-    "test_dft_inverse": "the recorded values carry rounding noise of 2e-6 where the exact result is 0 (atol 1e-7)",
-    "test_dft_inverse_opset19": "as test_dft_inverse",
-    "test_training_dropout": "random by specification; the recorded mask is NumPy's own stream",
-    "test_training_dropout_default": "as test_training_dropout",
-    "test_training_dropout_default_mask": "as test_training_dropout",
-    "test_training_dropout_mask": "as test_training_dropout",
-    "test_attention_4d_causal_fp16_expanded": "one unit in the last place of f16: Softmax sums in f32 here",
-}
 #: (backend, least number that must pass, least share of cases without host ops that runs wholly on it)
 BARS = [("cpu", 1860, 0.85), ("reference", 1860, 0.99), ("reference:atomic", 1860, 0.95)]
 
@@ -39,6 +29,6 @@ def test_bar(backend: str, passed: int, share: float, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("backend", [b[0] for b in BARS])
 def test_failures_are_exactly_the_known_ones(backend: str) -> None:
     failed = {r.name: r.reason for r in report(backend).results if r.status == "failed"}
-    unknown = {name: why for name, why in failed.items() if name not in KNOWN}
+    unknown = {name: why for name, why in failed.items() if name not in UNSOUND}
     assert not unknown, "\n".join(f"{n}: {w}" for n, w in unknown.items())
-    assert not set(KNOWN) - set(failed), "these pass now; take them off the list"
+    assert not set(UNSOUND) - set(failed), "these pass now; take them off the list"

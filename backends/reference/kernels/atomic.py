@@ -394,10 +394,13 @@ def raster(
     value = fill if fill is not None else ("" if dtype.kind == "O" else 0)
     out = np.full(prod(shape), np.asarray(value).astype(dtype), dtype)
     flats = [np.ascontiguousarray(x).reshape(-1) for x in xs]
+    target = out
+    if dtype.itemsize == 1:  # NumPy cannot make strided views of some 8-bit floats
+        flats, target = [f.view(np.uint8) for f in flats], out.view(np.uint8)
     for r in regions:
         if r.count:
             source = _strided(flats[r.origin], r.src_offset, r.size, r.src_strides, "source")
-            _strided(out, r.dst_offset, r.size, r.dst_strides, "destination")[...] = source
+            _strided(target, r.dst_offset, r.size, r.dst_strides, "destination")[...] = source
     return out.reshape(shape)
 
 

@@ -1,0 +1,1 @@
+"""Testing of backends: ``pytest -p mnnpy.testing.plugin --mnnpy-backend NAME``."""
