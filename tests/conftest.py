@@ -16,12 +16,21 @@ MARKERS = {
     "peers": "needs another inference engine installed (onnxruntime, openvino, MNN, torch)",
     "models": "needs the trained models that the rapidocr, magika and silero-vad wheels ship",
     "gpu": "needs real GPU hardware",
+    "full": "the whole conformance suites of the kernel backends: minutes to half an hour; run with -m full",
 }
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "full" not in config.option.markexpr:
+        reason = pytest.mark.skip(reason="the whole conformance suite runs with -m full; a sample of it was run")
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(reason)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,7 +1,7 @@
 """The ``mnnpy`` command. Each subcommand is a module of this package, imported only when it is used.
 
-A subcommand module has ``configure(parser)`` and ``run(args) -> int``; ``JSON_FILE = True`` lets ``--json`` name a file.
-Results go to stdout, logs to stderr.
+A subcommand module has ``configure(parser)`` and ``run(args) -> int``; with ``JSON_FILE = True`` its ``--json`` takes a
+file name. Results go to stdout, logs to stderr.
 Exit codes: 0 fine, 1 a check failed, 2 wrong usage or an error.
 """
 

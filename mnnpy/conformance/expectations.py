@@ -1,4 +1,4 @@
-"""What a backend is expected not to do: ``unsupported`` for good, ``xfail`` for now; each has a pattern and a reason."""
+"""What a backend is expected not to do: ``unsupported`` for good, ``xfail`` for now; patterns with reasons."""
 
 from __future__ import annotations
 

@@ -146,7 +146,9 @@ class GuardDriver:
     def _complain(
         kernel: Kernel, launch: Launch, at: int, many: int, places: list[int], spans: list[Any], owner: list[int]
     ) -> None:
-        k = max((k for k, p in enumerate(places) if p <= at), default=0)
+        # The nearest buffer: a stray write may lie before it or behind it.
+        ends = [p + end - begin for p, (_, begin, end) in zip(places, spans, strict=True)]
+        k = min(range(len(places)), key=lambda k: max(places[k] - at, at - ends[k] + 1, 0))
         names = [b.name for b, o in zip(kernel.buffers, owner, strict=True) if o == k]
         size = spans[k][2] - spans[k][1]
         offset = at - places[k]

@@ -111,6 +111,8 @@ def load_report(path: str | Path) -> list[TargetReport]:
     known = {f.name for f in fields(Result)}
     try:
         content = json.loads(Path(path).read_text())
+        if not isinstance(content, list):
+            raise TypeError("a list was expected")
         return [
             TargetReport(
                 entry["facts"], [Result(**{k: v for k, v in r.items() if k in known}) for r in entry["results"]],
