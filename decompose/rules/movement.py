@@ -266,7 +266,7 @@ def _pad_with(g: Builder, x: Var, value: Var, regions: list[Region], shape: tupl
     """Padding with a value that only the run knows: a second origin covers what the data do not."""
     (inner,) = regions
     dst = row_major(shape)
-    low = [int(v) for v in np.unravel_index(inner.dst_offset, shape)] if prod(shape) else [0] * len(shape)
+    low = [int(v) for v in np.unravel_index(inner.dst_offset, shape)] if inner.count else [0] * len(shape)
     size = list(inner.size)
     if not inner.count:
         size = [0] * len(shape)
