@@ -69,11 +69,8 @@ def check(session: mnnpy.Session, feeds: Feeds, want: list[np.ndarray], bar: flo
 
 
 @pytest.fixture(params=_native.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _native.isa()
-    _native.set_isa(request.param)
-    yield request.param
-    _native.set_isa(before)
+def isa(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -94,11 +91,12 @@ def unit(isa: str, algorithm: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 @pytest.mark.parametrize(("op", "algorithm"), CHOICES)
 @pytest.mark.usefixtures("unit")
-def test_a_forced_algorithm_runs_and_is_right(op: str, algorithm: str) -> None:
+def test_a_forced_algorithm_runs_and_is_right(op: str, algorithm: str, isa: str) -> None:
     model, feeds, want = truth(op)
     precision = precision_of(op, algorithm)
     for threads in (1, 2, 7):
-        session = mnnpy.Session(model, threads=threads, precision=precision, algorithms={op: algorithm}, tuning=0)
+        options = mnnpy.Options(threads=threads, precision=precision, algorithms={op: algorithm}, tuning=0, isa=isa)
+        session = mnnpy.Session(model, options=options)
         rows = [r for r in session.explain().rows if r["op"] == op]
         forced = [r for r in rows if r["why"] == "forced"]
         assert forced, [r["algorithm"] for r in rows]

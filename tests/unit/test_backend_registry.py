@@ -139,7 +139,7 @@ def test_a_built_in_name_cannot_be_taken_over(plugins: types.ModuleType) -> None
 
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        BackendUnavailableError, match=r"no backend 'refrence'; did you mean 'reference'.*Known: cpu, null"
+        BackendUnavailableError, match=r"no backend 'refrence'; did you mean 'reference'.*Known: cpu, cuda, metal, null"
     ):
         Registry(list).get("refrence")
 

@@ -17,14 +17,9 @@ from tests.unit.native_helpers import ISAS, assert_close
 @pytest.mark.parametrize("precision", ["high", "normal"])
 def test_results_are_the_same(isa: str, threads: int, precision: str) -> None:
     model, feeds = MODELS["concatenations_in_place"]()
-    best = _native.isa()
-    _native.set_isa(isa)
-    try:
-        got = mnnpy.Session(model, threads=threads, precision=precision).run(None, feeds)
-        off = OPTIMIZATIONS - {"in_place"}
-        want = mnnpy.Session(model, threads=threads, precision=precision, optimize=off).run(None, feeds)
-    finally:
-        _native.set_isa(best)
+    got = mnnpy.Session(model, threads=threads, precision=precision, isa=isa).run(None, feeds)
+    off = OPTIMIZATIONS - {"in_place"}
+    want = mnnpy.Session(model, threads=threads, precision=precision, isa=isa, optimize=off).run(None, feeds)
     for g, w in zip(got, want, strict=True):
         assert_close(g, w, 3e-5)
 
