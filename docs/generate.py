@@ -1,12 +1,17 @@
-"""Writes the generated pages: ``python docs/generate.py`` → docs/coverage.md, docs/ops.md."""
+"""Writes the generated pages: ``python docs/generate.py`` → docs/coverage.md, docs/ops.md, docs/hardware.md.
+
+docs/conformance.md takes half an hour and is written by ``python docs/conformance.py``.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mnnpy.conformance import DATA_DEPENDENT, MAPS, Report, is_host_by_definition, run_suite
 from mnnpy.decompose.registry import OpClass, ops
 from mnnpy.errors import MnnpyError
+from mnnpy.hardware import overview
 
 HERE = Path(__file__).resolve().parent
 #: Declared only so that loading a model that has one fails with a reason.
@@ -68,6 +73,13 @@ def _why(op: str) -> str:
 def main() -> None:
     (HERE / "coverage.md").write_text(coverage([run_suite(b) for b in BACKENDS]))
     (HERE / "ops.md").write_text(op_list())
+    hardware()
+
+
+def hardware() -> None:
+    """The page of what came in: reports are the JSON files that `mnnpy report` wrote."""
+    found = [json.loads(p.read_text()) for p in sorted((HERE / "hardware").glob("*.json"))]
+    (HERE / "hardware.md").write_text(overview(found))
 
 
 if __name__ == "__main__":

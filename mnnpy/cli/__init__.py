@@ -29,6 +29,7 @@ COMMANDS = {
     "profile": "time op by op and write a Chrome trace",
     "graph": "show a model as text, DOT or ONNX with the backend of each node",
     "conformance": "test a backend: atomic ops and ONNX's node cases, with labels and reasons",
+    "report": "write a report of this machine's devices: conformance and speed, as JSON and HTML",
     "demo": "read text in a picture with trained OCR models",
 }
 
