@@ -39,7 +39,7 @@ _BUILT = Path("benchmarks/out/models")
 #: Models that are predicted to take longer than this many seconds a run are left out.
 _PATIENCE = 20.0
 
-Note = Callable[[str], None]
+Note = Callable[[str], object]
 
 
 def collect(
