@@ -33,8 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", action="store_true", help="the short run: about a fifth of the cases")
     parser.add_argument("--no-guards", action="store_true", help="leave out guard bytes and their checks (faster)")
     parser.add_argument(
-        "--expect", metavar="FILE", help="TOML file of [[unsupported]] and [[xfail]] cases with reasons"
-    )
+        "--expect", metavar="FILE", action="append", default=[],
+        help="TOML file of [[unsupported]] and [[xfail]] cases with reasons; repeat for several",
+    )  # fmt: skip
     parser.add_argument("-t", "--threads", type=int, default=1, help="worker threads (default 1)")
     parser.add_argument("--failures", type=int, default=20, metavar="N", help="print up to N failures (default 20)")
     parser.add_argument("--coverage", action="store_true", help="also print the matrix as Markdown")
@@ -97,12 +98,12 @@ def _print(args: argparse.Namespace, report: Any) -> None:
 def _run_on(args: argparse.Namespace, name: str) -> Any:
     """Both suites, or one, on one backend."""
     from mnnpy.conformance.cases import select
-    from mnnpy.conformance.expectations import Expectations, load_expectations
+    from mnnpy.conformance.expectations import load_expectations
     from mnnpy.conformance.report import TargetReport, from_onnx
     from mnnpy.conformance.run import Runner, run_table
     from mnnpy.conformance.targets import open_target
 
-    expect = load_expectations(args.expect) if args.expect else Expectations()
+    expect = load_expectations(*args.expect)
     target = open_target(name, threads=args.threads)
     results, hosts = [], 0
     if args.suite != "onnx":
@@ -117,13 +118,13 @@ def _run_on(args: argparse.Namespace, name: str) -> Any:
         chosen = _node_cases(args, name)
         report = run_suite(
             name, cases=chosen, target=target, threads=args.threads, fallback=True, expectations=expect,
-            skip_unsound=True,            progress=lambda k, n: progress(args, k, n, f"node cases on {name}"),
+            skip_unsound=True, progress=lambda k, n: progress(args, k, n, f"node cases on {name}"),
         )  # fmt: skip
         more, hosts = from_onnx(report)
         results += more
     if args.expect and not (args.op or args.pattern or args.sample) and args.suite == "all":
         for stale in expect.stale():
-            note(args, f"note: no case matches '{stale}' of {args.expect}; take it off the list")
+            note(args, f"note: no case matches '{stale}' of {', '.join(args.expect)}; take it off the list")
     return TargetReport({"target": name, **target.facts()}, results, hosts)
 
 

@@ -75,11 +75,21 @@ class Expectations:
         return ""
 
 
-def load_expectations(path: str | Path) -> Expectations:
-    """From a TOML file of ``[[unsupported]]`` and ``[[xfail]]`` tables with ``match`` and ``reason``.
+def load_expectations(*paths: str | Path) -> Expectations:
+    """From TOML files of ``[[unsupported]]`` and ``[[xfail]]`` tables with ``match`` and ``reason``.
 
-    Raises InputError for anything else in the file.
+    Raises InputError for anything else in a file.
     """
+    never: list[Expectation] = []
+    not_yet: list[Expectation] = []
+    for path in paths:
+        content = _content(path)
+        never += _read(path, content, "unsupported")
+        not_yet += _read(path, content, "xfail")
+    return Expectations(tuple(never), tuple(not_yet))
+
+
+def _content(path: str | Path) -> Mapping[str, Any]:
     try:
         with Path(path).open("rb") as file:
             content = tomllib.load(file)
@@ -88,7 +98,7 @@ def load_expectations(path: str | Path) -> Expectations:
     unknown = sorted(set(content) - {"unsupported", "xfail"})
     if unknown:
         raise InputError(f"{path}: unknown table '{unknown[0]}'; write [[unsupported]] and [[xfail]]")
-    return Expectations(_read(path, content, "unsupported"), _read(path, content, "xfail"))
+    return content
 
 
 def _read(path: str | Path, content: Mapping[str, Any], table: str) -> tuple[Expectation, ...]:

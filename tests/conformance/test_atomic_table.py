@@ -12,7 +12,7 @@ from tests.conformance.targets import TARGETS, expectations, runner, target
 OPS = tuple(dict.fromkeys(c.op for c in all_cases()))
 #: Backends on which the whole table takes seconds; the others run a sample unless ``-m full``.
 QUICK = ("cpu", "reference")
-KERNELS = ("opencl", "vulkan", "cuda", "metal")
+KERNELS = ("opencl", "opencl_as_gpu", "vulkan", "cuda", "metal")
 #: (backends, words of the reason): what kernel backends may decline. Everything else they must take.
 DECLINES = (
     (KERNELS, "numbers without a seed are drawn on the host"),
