@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from mnnpy.conformance.targets import Target, label_of, open_target
 from mnnpy.errors import InputError
 from mnnpy.graph.dtypes import DType
 from tests.emulation import emulator
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -229,6 +234,34 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert "22 supported" in capsys.readouterr().out
     assert main(["conformance", "-q", "--from", str(data), "--coverage"]) == 0
     assert "| Select | 22 |" in capsys.readouterr().out
+
+
+def test_pytest_plugin(tmp_path: Path) -> None:
+    expect = tmp_path / "expect.toml"
+    expect.write_text(
+        "[[unsupported]]\nmatch = 'of=f16'\nreason = 'why not'\n[[xfail]]\nmatch = 'of=i8'\nreason = 'soon'\n"
+    )
+    words = [
+        "-p",
+        "mnnpy.testing.plugin",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "--mnnpy-backend",
+        "reference",
+        "-k",
+        "Select",
+    ]
+    words += ["--mnnpy-suite", "atomic", "--mnnpy-expect", str(expect)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert "unsupported: why not" in done.stdout
+    assert "[XPASS(strict)] soon" in done.stdout
+    assert "passed wholly on the target: 20, with an op on the reference: 0" in done.stdout
+    assert "1 failed, 20 passed, 1 skipped" in done.stdout
 
 
 def test_modes_perf() -> None:
