@@ -11,6 +11,7 @@
 #include <atomic>
 #include <exception>
 #include <thread>
+#include <utility>
 
 #include "core/core.h"
 
@@ -28,6 +29,11 @@ inline void pause_cpu() {
 }
 
 thread_local bool inside_region = false;
+
+struct Inside {
+  const bool before = std::exchange(inside_region, true);
+  ~Inside() { inside_region = before; }
+};
 
 // Programs that are running now, in whatever pool: each keeps one thread busy.
 std::atomic<int> callers{0};
@@ -70,6 +76,7 @@ class SharedPool final : public WorkPool {
     Slot* slot = nullptr;
     if (count > 1 && threads_ > 1 && !inside_region) slot = claim();
     if (slot == nullptr) {
+      const Inside inside;  // a single chunk is a region as well: what it starts runs inline
       for (int64_t c = 0; c < count; ++c) call(body, c, 0);
       return;
     }
