@@ -18,7 +18,8 @@ void every_chunk_once(int threads) {
       ++busy.at(static_cast<size_t>(slot));
       ++seen[static_cast<size_t>(chunk)];
       pool->parallel_for(3, [&](int64_t, int inner) {
-        if (inner != 0) fail("a nested region has slot " + std::to_string(inner));
+        // A single chunk runs inline before the pool is asked, so that what it starts may be a region of its own.
+        if (chunks > 1 && inner != 0) fail("a nested region has slot " + std::to_string(inner));
         ++nested;
       });
     });
