@@ -80,7 +80,7 @@ conformance: setup $(VENV)/.drivers
 test-aarch64: $(VENV)/.cross
 	$(BIN)/python tools/native_tests.py --target aarch64
 
-# Everything the sanitizers can look at; about a quarter of an hour on two cores, most of it compiling.
+# Everything the sanitizers can look at; most of the time goes into compiling.
 SANITIZED := $(wildcard tests/unit/test_native_*.py)
 sanitize: setup
 	$(BIN)/python tools/native_tests.py --sanitize address,undefined

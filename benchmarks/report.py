@@ -71,7 +71,7 @@ class Latency:
 def _script(name: str, *arguments: str) -> Callable[[int], Any]:
     """A benchmark that writes its numbers with ``--json``."""
 
-    def run(rounds: int) -> Any:
+    def run(_: int) -> Any:
         path = KEPT / f"{name}.raw.json"
         command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments, "--json", str(path)]
         done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -64,7 +64,6 @@ class Binding:
         self._session = session
         self._feeds: list[Any] = [None] * len(session._graph.inputs)
         self._bound: dict[str, Any] = {}
-        self._plan: Any = None
         self._call: Callable[[], dict[str, Any]] | None = None
         self.outputs: dict[str, Any] = {}
 
@@ -102,9 +101,7 @@ class Binding:
                 raise InputError(f"output '{name}' is {shown}, but {array.dtype}{list(array.shape)} is bound to it")
         into = getattr(plan.direct, "run_into", None)
         targets = [self._bound.get(n) for n in names]
-        memory = [a for a in (*args, *targets) if a is not None]
-        apart = not any(np.may_share_memory(t, m) for t in self._bound.values() for m in memory if m is not t)
-        if into is not None and apart and all(t is not None for t in targets):
+        if into is not None and all(t is not None for t in targets) and _apart(args, targets):
             results = dict(zip(names, targets, strict=True))
 
             def written() -> dict[str, Any]:
@@ -121,6 +118,12 @@ class Binding:
             return found
 
         return copied
+
+
+def _apart(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
+    """Whether no output shares memory with an input or with another output: kernels read while they write."""
+    shared = (np.may_share_memory(o, other) for k, o in enumerate(outputs) for other in (*inputs, *outputs[:k]))
+    return not any(shared)
 
 
 class Session:

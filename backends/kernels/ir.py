@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mnnpy.graph.dtypes import DType
@@ -397,7 +397,6 @@ class Kernel:
     local: tuple[int, int, int]
     arrays: tuple[Array, ...]
     body: tuple[Stmt, ...]
-    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def features(self) -> frozenset[str]:
         """What the device must have: ``f64``, ``f16``, ``i64``, ``subgroups``, ``atomics``, ``i8``/``i16`` storage."""

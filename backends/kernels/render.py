@@ -112,6 +112,12 @@ class Renderer:
         self._block(self.kernel.body)
         return "\n".join([*self.header(), *self.signature(), *self._lines, "}"]) + "\n"
 
+    @staticmethod
+    def bf16_bits(bits: str) -> str:
+        """The upper half of an f32's bits, rounded to nearest even; NaN stays NaN."""
+        rounded = f"({bits} + 0x7fffu + (({bits} >> 16) & 1u)) >> 16"
+        return f"(({bits} & 0x7fffffffu) > 0x7f800000u) ? (({bits} >> 16) | 0x40u) : ({rounded})"
+
     def type(self, t: Type) -> str:
         return self.types[t.dtype] + (str(t.lanes) if t.lanes > 1 else "")
 

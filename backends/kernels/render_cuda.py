@@ -88,9 +88,8 @@ class CudaRenderer(Renderer):
         if buffer.dtype is DType.F16:
             return f"{at} = __float2half_rn({value});"
         if buffer.dtype is DType.BF16:
-            rounded = "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16"
-            quiet = f"((bits & 0x7fffffffu) > 0x7f800000u) ? ((bits >> 16) | 0x40u) : ({rounded})"
-            return f"{{ const unsigned int bits = __float_as_uint({value}); {at} = (unsigned short)({quiet}); }}"
+            rounded = f"(unsigned short)({self.bf16_bits('bits')})"
+            return f"{{ const unsigned int bits = __float_as_uint({value}); {at} = {rounded}; }}"
         if buffer.dtype is DType.BOOL:
             return f"{at} = ({value}) ? 1 : 0;"
         return f"{at} = ({self.element(buffer)})({value});" if buffer.dtype.itemsize < 4 else f"{at} = {value};"

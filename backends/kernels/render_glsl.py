@@ -95,12 +95,10 @@ class GlslRenderer(Renderer):
         at = f"{buffer.name}[{index}]"
         if buffer.atomic:
             return f"{at} = {self.bitcast(value, Type(register_type(buffer.dtype)), Type(DType.U32))};"
-        if buffer.dtype is DType.F16:  # conversion may round either way: pack rounds to nearest on known drivers
+        if buffer.dtype is DType.F16:  # SPIR-V leaves the rounding open; lavapipe rounds to nearest even
             return f"{at} = float16_t({value});"
         if buffer.dtype is DType.BF16:
-            rounded = "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16"
-            quiet = f"((bits & 0x7fffffffu) > 0x7f800000u) ? ((bits >> 16) | 0x40u) : ({rounded})"
-            return f"{{ uint bits = floatBitsToUint({value}); {at} = uint16_t({quiet}); }}"
+            return f"{{ uint bits = floatBitsToUint({value}); {at} = uint16_t({self.bf16_bits('bits')}); }}"
         if buffer.dtype is DType.BOOL:
             return f"{at} = uint8_t(({value}) ? 1 : 0);"
         return f"{at} = {self.element(buffer)}({value});" if buffer.dtype.itemsize < 4 else f"{at} = {value};"

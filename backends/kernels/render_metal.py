@@ -78,9 +78,7 @@ class MetalRenderer(Renderer):
     def store(self, buffer: Buffer, index: str, value: str, lanes: int) -> str:
         at = f"{buffer.name}[{index}]"
         if buffer.dtype is DType.BF16:
-            rounded = "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16"
-            quiet = f"((bits & 0x7fffffffu) > 0x7f800000u) ? ((bits >> 16) | 0x40u) : ({rounded})"
-            return f"{{ const uint bits = as_type<uint>({value}); {at} = ushort({quiet}); }}"
+            return f"{{ const uint bits = as_type<uint>({value}); {at} = ushort({self.bf16_bits('bits')}); }}"
         if buffer.dtype is DType.BOOL:
             return f"{at} = ({value}) ? 1 : 0;"
         return f"{at} = {self.element(buffer)}({value});" if buffer.dtype.itemsize < 4 else f"{at} = {value};"

@@ -103,7 +103,7 @@ class OpenCLRenderer(Renderer):
             return f"vstore{lanes}({value}, 0, {buffer.name} + ({index}));"
         at = f"{buffer.name}[{index}]"
         if buffer.dtype is DType.BF16:
-            return f"{{ const uint bits = as_uint({value}); {at} = {bf16_bits('bits')}; }}"
+            return f"{{ const uint bits = as_uint({value}); {at} = (ushort)({self.bf16_bits('bits')}); }}"
         if buffer.dtype is DType.BOOL:
             return f"{at} = ({value}) ? 1 : 0;"
         return f"{at} = ({self.element(buffer)})({value});" if buffer.dtype.itemsize < 4 else f"{at} = {value};"
@@ -154,9 +154,3 @@ class OpenCLRenderer(Renderer):
             f"do {{ was = seen; const {kind} old = as_{kind}(was); "
             f"seen = atomic_cmpxchg(at, was, as_uint(({kind})({step}))); }} while (seen != was); }}"
         )
-
-
-def bf16_bits(bits: str) -> str:
-    """Round to nearest even; NaN stays NaN."""
-    rounded = f"({bits} + 0x7fffu + (({bits} >> 16) & 1u)) >> 16"
-    return f"(ushort)((({bits} & 0x7fffffffu) > 0x7f800000u) ? (({bits} >> 16) | 0x40u) : ({rounded}))"

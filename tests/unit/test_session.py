@@ -159,8 +159,8 @@ def test_bound_outputs_are_written(backend: str) -> None:
 
 def test_an_output_may_be_bound_to_an_input(backend: str) -> None:
     n = Net()
-    x = n.input(2, 6)
-    model, feeds = n.finish(n.op("MatMul", x, n.w(6, 6)))
+    x = n.input(40, 300)  # wide enough that a product written over its operand is wrong
+    model, feeds = n.finish(n.op("MatMul", x, n.w(300, 300)))
     session = mnnpy.Session(model, backend)
     (want,) = session.run(None, feeds)
     data = feeds[x].copy()

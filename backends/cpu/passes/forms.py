@@ -1,6 +1,6 @@
 """Which nodes work channels-last: the choice with the fewest bytes moved, by dynamic programming over the graph.
 
-Convolutions and pools have fast kernels channels-last only (the general ones are 30 to 200 times slower: measured on
+Convolutions and pools have fast kernels channels-last only (the general ones are 30 and more times slower: measured on
 pools of 14² to 112² pixels). Element-wise ops, reductions and ops along an axis work in either form. Rasters read and
 write any form, as changes of form merge into them. Every value is made in one form, and each further form that a
 reader needs is one copy. An element-wise op in the form of what it follows is fused with it, else it is one more pass.
