@@ -140,9 +140,15 @@ def _cold_bars(kept: dict[str, Any]) -> list[str]:
     """Goals of load, memory, selection and load from outside; here smaller is better for us, so ratios are turned."""
     rows = []
     if found := kept.get("load"):
-        for fact, title in (("total", "import + load + first inference"), ("peak", "peak memory")):
+        for facts, title in (
+            (("create", "first"), "load + first inference"),
+            (("total",), "the same with import"),
+            (("peak",), "peak memory"),
+        ):
             medians = {
-                name: {e: statistics.median(r[fact] for r in runs) for e, runs in engines.items() if runs}
+                name: {
+                    e: statistics.median(sum(r[f] for f in facts) for r in runs) for e, runs in engines.items() if runs
+                }
                 for name, engines in found["models"].items()
             }
             for engine in ("mnnpy", "mnnpy cold"):

@@ -54,14 +54,30 @@ def measure(name: str, threads: int, repeat: int = 15) -> list[Row]:
     session = Session(model.build(), threads=threads)
     feeds = model.inputs(0, 0)
     session.run(None, feeds)
-    (plan,) = session._executable.plans()
-    assert plan.direct is not None, f"{name} is not one native program"
-    rows = [dict(r) for r in plan.direct.describe()]
-    args = session._feeds(feeds)
-    samples = [[d for *_, d in plan.direct.profile(args)] for _ in range(repeat)]
+    programs = _programs(session, feeds)
+    rows = [dict(r) for program, _ in programs for r in program.describe()]
+    samples = [[d for program, args in programs for *_, d in program.profile(args)] for _ in range(repeat)]
     for k, row in enumerate(rows):
         row["seconds"] = median(s[k] for s in samples)
     return rows
+
+
+def _programs(session: Session, feeds: dict[str, Any]) -> list[tuple[Any, list[Any]]]:
+    """Every native program of the plan with its inputs, those of the late parts too."""
+    plan, found = session._executable.plan(args := session._feeds(feeds)), []
+    while True:
+        values = {**plan.constants, **dict(zip(plan.inputs, args, strict=True))}
+        for step in plan.steps:
+            if step.program is None:
+                raise SystemExit(f"control flow ({step.node and step.node.op}) has no roofline")
+            inputs = [values[n] for n in step.inputs]
+            values |= zip(step.outputs, step.program.run(inputs), strict=True)
+            if step.device == "cpu":
+                found.append((step.program, inputs))
+        if plan.late is None:
+            return found
+        args = [values[n] for n in plan.late.graph.input_names]
+        plan = plan.late.plan(args)
 
 
 def draw(name: str, rows: list[Row], peak: float, bandwidth: float, threads: int, path: Path) -> None:
