@@ -35,6 +35,7 @@ class OpenCLBackend:
                     "platform": platform.name.strip(),
                     "version": device.version.strip(),
                     "driver": device.driver_version,
+                    "type": cl.device_type.to_string(device.type),
                 }
                 missing = "" if device.available and device.compiler_available else "the device or its compiler is off"
                 found.append(DeviceInfo(self.name, device.name.strip(), len(found), missing, facts))

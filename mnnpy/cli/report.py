@@ -15,7 +15,7 @@ _SKIPPED = ("null", "reference")
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-b", "--backend", metavar="NAME", action="append", default=[],
-        help="backend or backend:device; repeat for several (default: every usable device)",
+        help="backend or backend:device; repeat for several (default: every usable device of our own backends)",
     )  # fmt: skip
     parser.add_argument(
         "--output", metavar="DIR", default=".", help="where report.json and report.html go (default: here)"
@@ -30,13 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mnnpy.backends.registry import all_devices
+    from mnnpy.backends.registry import BUILT_IN, all_devices
     from mnnpy.conformance.cases import select
     from mnnpy.hardware import collect, find_models, html_page
 
     names = args.backend
     if not names:
-        found = [d for d in all_devices() if d.available and d.backend not in _SKIPPED]
+        ours = set(BUILT_IN) - set(_SKIPPED)
+        found = [d for d in all_devices() if d.available and d.backend in ours]
         names = [f"{d.backend}:{d.index}" if d.index else d.backend for d in found]
     models = [] if args.no_models else find_models(args.models)
     report = collect(

@@ -61,7 +61,7 @@ class Expectations:
                 "status": "xpassed",
                 "reason": f"passes, but is listed as a failure ({reason}); take it off the list",
             }
-        return {**found, "status": "xfailed", "reason": f"{reason} ({found.get('reason', '')})"}
+        return {**found, "status": "xfailed", "reason": reason}
 
     def stale(self) -> list[str]:
         """Patterns that met no case so far."""

@@ -19,11 +19,12 @@ LABELS = {
     "H": "real hardware",
 }
 #: Words in the names of devices that are programs.
-_SOFTWARE = ("pocl", "cpu", "llvmpipe", "lavapipe", "swiftshader", "rusticl")
-_VULKAN_CPU = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
+_SOFTWARE = ("pocl", "portable computing language", "cpu", "llvmpipe", "lavapipe", "swiftshader", "rusticl")
+_VULKAN_GPUS = (1, 2, 3)  # VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU, DISCRETE_GPU, VIRTUAL_GPU
+_OPENCL_GPUS = ("GPU", "ACCELERATOR")
 
 
-def label_of(info: DeviceInfo, device: Device | None = None) -> str:
+def label_of(info: DeviceInfo) -> str:
     """The label of a device: its own fact ``label``, else by what kind of device it is."""
     own = info.facts.get("label")
     if own is not None:
@@ -35,13 +36,10 @@ def label_of(info: DeviceInfo, device: Device | None = None) -> str:
         return "S"
     if info.backend in ("cuda", "metal"):
         return "H"
-    if info.backend == "vulkan":
-        return "R" if info.facts.get("type") == _VULKAN_CPU or any(w in words for w in _SOFTWARE) else "H"
-    if info.backend == "opencl":
-        caps = getattr(getattr(device, "driver", None), "caps", None)
-        cpu = caps.cpu_like if caps is not None else any(w in words for w in _SOFTWARE)
-        return "R" if cpu else "H"
-    return "R"
+    # Hardware is what says so itself, and has no name of a program: when in doubt it is none.
+    kind = info.facts.get("type", "")
+    real = kind in _VULKAN_GPUS if info.backend == "vulkan" else any(w in str(kind) for w in _OPENCL_GPUS)
+    return "H" if real and not any(w in words for w in _SOFTWARE) else "R"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +84,4 @@ def open_target(name: str, **options: Any) -> Target:
     from mnnpy.backends.registry import open_device
 
     device = _MORE[name]() if name in _MORE else open_device(name, **options)
-    return Target(name, device, label_of(device.info, device))
+    return Target(name, device, label_of(device.info))

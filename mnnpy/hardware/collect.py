@@ -36,8 +36,8 @@ _WHEELS = (
 )  # fmt: skip
 #: Folder of a checkout in which the benchmark models are built.
 _BUILT = Path("benchmarks/out/models")
-#: Models that are predicted to take longer than this many seconds a run are left out.
-_PATIENCE = 20.0
+#: Models that are predicted to take longer than this many times the seconds of a measurement a run are left out.
+_PATIENCE = 5.0
 
 Note = Callable[[str], object]
 
@@ -149,9 +149,9 @@ def _model(target: Target, path: Path, timings: Sequence[Timing], seconds: float
         wanted = right.run(None, feeds)
         right.run(None, feeds)
         cpu = (time.perf_counter() - begin) / 2
-        slow = _slowdown(timings)
-        if cpu * slow > _PATIENCE:
-            return {**row, "reason": f"left out: would take about {cpu * slow:.0f} s a run on this device"}
+        expected = cpu * _slowdown(timings, {n.op for n in right.graph.nodes})
+        if expected > _PATIENCE * max(seconds, 0.1):
+            return {**row, "reason": f"left out: would take about {expected:.2g} s a run on this device"}
         session = Session(str(path), [target.device], fallback=True)
         begin = time.perf_counter()
         got = session.run(None, feeds)
@@ -170,10 +170,14 @@ def _model(target: Target, path: Path, timings: Sequence[Timing], seconds: float
     return row
 
 
-def _slowdown(timings: Sequence[Timing]) -> float:
-    """How much slower than 50 GFLOP/s the device multiplies matrices, at least 1: a guess for whole models."""
-    rates = [t.gflops for t in timings if t.op == "MatMul" and t.gflops]
-    return max(1.0, 50.0 / max(rates)) if rates else 1.0
+def _slowdown(timings: Sequence[Timing], ops: set[str]) -> float:
+    """How much slower than 50 GFLOP/s the device does what takes most of a model, at least 1: a guess."""
+    slow = 1.0
+    for op, source in (("MatMul", "MatMul"), ("Convolution", "Conv")):
+        rates = [t.gflops for t in timings if t.op == op and t.gflops]
+        if rates and (source in ops or op == "MatMul"):
+            slow = max(slow, 50.0 / max(rates))
+    return slow
 
 
 def _elsewhere(session: Session, target: Target) -> list[str]:

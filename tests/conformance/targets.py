@@ -56,6 +56,7 @@ def target(name: str) -> Target:
     found = _open(name)
     if isinstance(found, str):
         pytest.skip(found)
+    assert found.label == TARGETS[name] or TARGETS[name] == "R", "an emulated device is nothing else"
     return found
 
 

@@ -60,6 +60,10 @@ def test_whole_table(name: str, op: str) -> None:
     check(name, op, sample=False)
 
 
+def test_capabilities_of_a_gpu_make_no_gpu() -> None:
+    assert target("opencl_as_gpu").label == target("opencl").label
+
+
 def test_every_expectation_fits_a_case() -> None:
     names = [f"{c.name}-{t}" for c in all_cases() for t in TARGETS]
     listed = (*expectations().never, *expectations().not_yet)
