@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from math import prod
 
+import numpy as np
+
 from mnnpy.backends.kernels.builder import KernelBuilder
-from mnnpy.backends.kernels.ir import Expr, const
+from mnnpy.backends.kernels.ir import Expr, const, eq
 from mnnpy.backends.kernels.lowering import Declined, Lowering, template
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Node
@@ -96,19 +99,25 @@ def _wide(b: KernelBuilder, x: Expr, factor: int) -> tuple[Expr, Expr]:
 
 @template("Random")
 def random(work: Lowering, node: Node) -> None:
-    """One item per block of four words; a fresh stream per run has no kernel, as recordings are replayed."""
-    seed = node.attrs.get("seed")
-    if seed is None:
-        raise Declined("numbers without a seed are drawn on the host: a recorded launch repeats itself")
+    """One item per block of four words. Without a seed the key is device memory that each run moves on."""
     out, fn = node.outputs[0], node.attrs["fn"]
+    seed = node.attrs.get("seed")
     dtype = work.dtype(out)
     if dtype is DType.F64:
         raise Declined("Random of f64 has no kernel")
     total = work.count(out)
     b = KernelBuilder(f"random_{fn.lower()}", (LOCAL, 1, 1))
     y = b.buffer("y", dtype, "w")
+    buffers = {"y": out}
     count, low, high = b.scalar("count"), b.scalar("a", DType.F32), b.scalar("b", DType.F32)
-    key = (b.scalar("k0", DType.U32), b.scalar("k1", DType.U32))
+    scalars = {"count": total, "a": node.attrs.get("a", 0.0), "b": node.attrs.get("b", 1.0)}
+    if seed is None:
+        buffers["state"] = work.constant(np.frombuffer(os.urandom(8), np.uint32).copy(), "random")
+        state = b.buffer("state", DType.U32)
+        key = (b.let(b.load(state, 0)), b.let(b.load(state, 1)))
+    else:
+        key = (b.scalar("k0", DType.U32), b.scalar("k1", DType.U32))
+        scalars |= {"k0": int(seed) & 0xFFFFFFFF, "k1": (int(seed) >> 32) & 0xFFFFFFFF}
     i = b.let(b.global_id())
     with b.when(i * 4 < count):
         words = _philox(b, b.let(i.cast(DType.U32)), key)
@@ -125,8 +134,17 @@ def random(work: Lowering, node: Node) -> None:
         for k, v in enumerate(values):
             with b.when(i * 4 + k < count):
                 b.store(y, i * 4 + k, v)
-    scalars = {
-        "count": total, "a": node.attrs.get("a", 0.0), "b": node.attrs.get("b", 1.0),
-        "k0": int(seed) & 0xFFFFFFFF, "k1": (int(seed) >> 32) & 0xFFFFFFFF,
-    }  # fmt: skip
-    work.launch(node, b.build(), {"y": out}, work.grid(-(-total // 4), LOCAL), scalars)
+    work.launch(node, b.build(), buffers, work.grid(-(-total // 4), LOCAL), scalars)
+    if seed is None and total:
+        _advance(work, node, buffers["state"])
+
+
+def _advance(work: Lowering, node: Node, state: str) -> None:
+    """Another key for the next run of the recording."""
+    b = KernelBuilder("random_next", (1, 1, 1))
+    words = b.buffer("state", DType.U32, "rw")
+    low = b.let(b.load(words, 0) + 1)
+    b.store(words, 0, low)
+    with b.when(eq(low, 0)):
+        b.store(words, 1, b.load(words, 1) + 1)
+    work.launch(node, b.build(), {"state": state}, 1)

@@ -1,0 +1,77 @@
+"""Devices of the kernel backends that run without a GPU, and one node or graph run on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnnpy.backends.base import Segment
+from mnnpy.backends.kernels.device import KernelDevice
+from mnnpy.decompose.symbolic import infer_types
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array, Graph, Node, TensorType, Value
+
+__all__ = ["DEVICES", "device", "graph_of", "run_graph", "run_node"]
+
+#: OpenCL on PoCL and Vulkan on lavapipe run really; CUDA is emulated.
+DEVICES = ("opencl", "vulkan", "cuda")
+_LAVAPIPE = Path("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json")
+
+
+@cache
+def _opened(name: str) -> KernelDevice | str:
+    if name == "cuda":
+        from tests.emulation import emulator
+
+        return emulator.available() or emulator.emulated_cuda()
+    if name == "vulkan":
+        if _LAVAPIPE.is_file():
+            os.environ.setdefault("VK_ICD_FILENAMES", str(_LAVAPIPE))
+        from mnnpy.backends.vulkan.provider import VulkanBackend as Backend
+    else:
+        from mnnpy.backends.opencl.provider import OpenCLBackend as Backend  # type: ignore[assignment]
+    backend = Backend()
+    info = backend.devices()[0]
+    return info.unavailable or backend.open(info)
+
+
+def device(name: str) -> KernelDevice:
+    """The device, or the test is skipped with the reason why there is none."""
+    found = _opened(name)
+    if isinstance(found, str):
+        pytest.skip(f"{name}: {found}")
+    return found
+
+
+def graph_of(
+    nodes: Sequence[Node],
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str],
+    constants: Mapping[str, Array] | None = None,
+) -> Graph:
+    """A graph with the types that the ops infer."""
+    feeds = tuple(Value(n, TensorType(DType.of(a.dtype), tuple(a.shape))) for n, a in inputs.items())
+    return infer_types(Graph("g", feeds, tuple(Value(n, None) for n in outputs), tuple(nodes), dict(constants or {})))
+
+
+def run_graph(on: KernelDevice, graph: Graph, inputs: Mapping[str, Array], **options: Any) -> list[Array]:
+    """The outputs of *graph* compiled as one segment."""
+    program = on.compile(Segment(graph, **options))
+    try:
+        return program.run([inputs[n] for n in graph.input_names])
+    finally:
+        program.close()  # type: ignore[attr-defined]
+
+
+def run_node(on: KernelDevice, op: str, *inputs: Array, outputs: int = 1, **attrs: Any) -> list[Array]:
+    """One node on arrays."""
+    names = tuple(f"x{k}" for k in range(len(inputs)))
+    node = Node(op, names, tuple(f"y{k}" for k in range(outputs)), attrs)
+    feeds = dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))
+    return run_graph(on, graph_of([node], feeds, node.outputs), feeds)
