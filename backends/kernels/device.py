@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mnnpy.backends.kernels.passes import lower_graph
 from mnnpy.backends.kernels.program import KernelProgram
 from mnnpy.errors import BackendError
 from mnnpy.graph.dtypes import DType
-from mnnpy.graph.ir import Array, Graph, TensorType, Value
+from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value
 
 __all__ = ["KernelDevice"]
 
@@ -70,7 +71,8 @@ class KernelDevice:
 
     def compile(self, segment: Segment) -> Program:
         """Passes, templates, memory plan, recording. Raises BackendError naming node and reason."""
-        graph = lower_graph(segment.graph, segment.optimize, self.driver.caps)
+        graph = segment.graph.replace(types=_tensor_types(segment.graph))
+        graph = lower_graph(graph, segment.optimize, self._accepts)
         work = Lowering(self.driver.caps, _tensor_types(graph), graph.constants, segment.precision)
         work.algorithms = segment.algorithms
         for node in graph.nodes:
@@ -82,6 +84,15 @@ class KernelDevice:
                     "list another backend behind it"
                 ) from reason
         return KernelProgram(self.driver, graph, work)
+
+    def _accepts(self, node: Node, types: Mapping[str, Type]) -> bool:
+        """Whether a node that a pass made has a template that takes it."""
+        own = {n: t for n in (*node.inputs, *node.outputs) if n and isinstance(t := types.get(n), TensorType)}
+        try:
+            Lowering(self.driver.caps, own, {}).node(node)
+        except Declined:
+            return False
+        return True
 
     def upload(self, array: Array) -> Array:
         return np.ascontiguousarray(array)

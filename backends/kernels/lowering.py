@@ -23,6 +23,8 @@ class Declined(Exception):  # noqa: N818  (an answer, not an error)
     """A template does not do this; the text is the reason that users read."""
 
 
+#: Scalars of a launch: what the smallest push constants of Vulkan hold (128 bytes).
+MAX_SCALARS = 32
 Template = Callable[["Lowering", Node], None]
 TEMPLATES: dict[str, Template] = {}
 
@@ -136,6 +138,8 @@ class Lowering:
             raise ValueError(f"kernel '{kernel.name}' takes buffers {wanted}, given {sorted(buffers)}")
         given = scalars or {}
         size = (groups, 1, 1) if isinstance(groups, int) else groups
+        if len(kernel.scalars) > MAX_SCALARS:
+            raise Declined(f"kernel '{kernel.name}' takes {len(kernel.scalars)} scalars, at most {MAX_SCALARS} fit")
         if min(size) < 1:
             return  # nothing to do: an empty tensor
         for b in kernel.buffers:

@@ -27,6 +27,14 @@ _BITS = {
     (DType.F64, DType.I64): "doubleBitsToInt64", (DType.F64, DType.U64): "doubleBitsToUint64",
     (DType.I64, DType.F64): "int64BitsToDouble", (DType.U64, DType.F64): "uint64BitsToDouble",
 }  # fmt: skip
+#: f16 bits of a float, rounded to nearest even: float16_t() may also round towards zero (SPIR-V leaves it open).
+_HALF_BITS = """uint half_bits(float x) {
+  uint bits = floatBitsToUint(x), sign = (bits >> 16) & 0x8000u, size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return sign | 0x7e00u;
+  if (size >= 0x477ff000u) return sign | 0x7c00u;
+  if (size < 0x38800000u) return sign | uint(roundEven(uintBitsToFloat(size) * 16777216.0));
+  return sign | ((size - 0x38000000u + 0xfffu + ((size >> 13) & 1u)) >> 13);
+}"""
 _FN = {"+": "old + value", "*": "old * value", "min": "min(old, value)", "max": "max(old, value)"}
 
 
@@ -55,6 +63,8 @@ class GlslRenderer(Renderer):
             fields = " ".join(f"{self.types[t]} {n};" for n, t in self.kernel.scalars)
             lines.append(f"layout(push_constant) uniform P {{ {fields} }};")
         lines += [f"shared {self.type(a.type)} {a.name}[{a.size}];" for a in self.kernel.arrays if a.space == "local"]
+        if any(b.dtype is DType.F16 and "w" in b.access for b in self.kernel.buffers):
+            lines.append(_HALF_BITS)
         return lines
 
     def signature(self) -> list[str]:
@@ -66,8 +76,6 @@ class GlslRenderer(Renderer):
             return "uint"
         if d in _SIGNED:
             return _SIGNED[d]
-        if d is DType.F16:
-            return "float16_t"
         if d.itemsize < 4:
             return _STORAGE[d.itemsize]
         return self.types[d]
@@ -84,7 +92,7 @@ class GlslRenderer(Renderer):
         if buffer.atomic:
             return self.bitcast(at, Type(DType.U32), Type(register_type(buffer.dtype)))
         if buffer.dtype is DType.F16:
-            return f"float({at})"
+            return f"unpackHalf2x16(uint({at})).x"
         if buffer.dtype is DType.BF16:
             return f"uintBitsToFloat(uint({at}) << 16)"
         if buffer.dtype is DType.BOOL:
@@ -95,8 +103,8 @@ class GlslRenderer(Renderer):
         at = f"{buffer.name}[{index}]"
         if buffer.atomic:
             return f"{at} = {self.bitcast(value, Type(register_type(buffer.dtype)), Type(DType.U32))};"
-        if buffer.dtype is DType.F16:  # SPIR-V leaves the rounding open; lavapipe rounds to nearest even
-            return f"{at} = float16_t({value});"
+        if buffer.dtype is DType.F16:
+            return f"{at} = uint16_t(half_bits({value}));"
         if buffer.dtype is DType.BF16:
             return f"{{ uint bits = floatBitsToUint({value}); {at} = uint16_t({self.bf16_bits('bits')}); }}"
         if buffer.dtype is DType.BOOL:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mnnpy
-from mnnpy.backends.cpu.passes.views import axis_strides, refine, split_axes, swapped
+from mnnpy.backends.passes.views import axis_strides, refine, split_axes, swapped
 from mnnpy.decompose.raster import Region, row_major
 from mnnpy.options import OPTIMIZATIONS
 from tests.models import MODELS, Feeds, Net

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mnnpy.backends.cpu.passes.edit import Editor
-from mnnpy.backends.cpu.passes.fuse import use_counts
-from mnnpy.backends.cpu.passes.views import axis_strides, refine, split_axes, swapped, whole_region
+from mnnpy.backends.passes.edit import Editor
+from mnnpy.backends.passes.fuse import use_counts
+from mnnpy.backends.passes.views import axis_strides, refine, split_axes, swapped, whole_region
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.decompose.raster import Region, full_region
 from mnnpy.decompose.regions import compose, join_regions

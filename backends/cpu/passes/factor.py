@@ -8,8 +8,8 @@ from math import prod
 
 import numpy as np
 
-from mnnpy.backends.cpu.passes.edit import Editor
-from mnnpy.backends.cpu.passes.fuse import use_counts
+from mnnpy.backends.passes.edit import Editor
+from mnnpy.backends.passes.fuse import use_counts
 from mnnpy.decompose.raster import Region
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
 
-from mnnpy.backends.cpu.passes.edit import channels_last, inverse, permuted
+from mnnpy.backends.passes.edit import channels_last, inverse, permuted
 from mnnpy.decompose.merge import contiguous_view, read_through
 from mnnpy.decompose.raster import Region, row_major
 from mnnpy.graph.dtypes import DType

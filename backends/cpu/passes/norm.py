@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mnnpy.backends.cpu.passes.fuse import use_counts
+from mnnpy.backends.passes.fuse import use_counts
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Graph, Node, TensorType
 

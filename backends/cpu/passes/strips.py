@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from mnnpy.backends.cpu import _native
-from mnnpy.backends.cpu.passes.fuse import use_counts
+from mnnpy.backends.passes.fuse import use_counts
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Graph, Node, TensorType
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mnnpy.backends.cpu.passes.edit import Editor
+from mnnpy.backends.passes.edit import Editor
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Graph, Node, TensorType
 

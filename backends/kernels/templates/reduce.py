@@ -78,61 +78,55 @@ def finish(fn: str, total: Expr, count: int, dtype: DType) -> Expr:
 def reduce(work: Lowering, node: Node) -> None:
     """Kept dims and reduced dims are collapsed; one item per output, or one group where outputs are few and long."""
     name, out = node.inputs[0], node.outputs[0]
-    shape, fn = work.shape(name), node.attrs["fn"]
+    fn = node.attrs["fn"]
+    shape = tuple(node.attrs.get("view_shape", work.shape(name)))
     axes = {a % len(shape) for a in node.attrs["axes"]} if shape else set()
     dtype = work.dtype(name)
     if fn in ("Mean", "L2") and dtype is DType.BOOL:
         raise Declined(f"{fn} of bool has no kernel")
-    strides = row_major(shape)
+    offset, strides = dict(node.attrs.get("views", ())).get(0, (0, row_major(shape)))
     kept = _runs([(shape[k], strides[k]) for k in range(len(shape)) if k not in axes])
     gone = _runs([(shape[k], strides[k]) for k in sorted(axes)])
     count, length = prod(n for n, _ in kept), prod(n for n, _ in gone)
     wide = length >= 256 and count * 8 <= length * 64 and not work.caps.cpu_like
-    lanes = 1 << (min(256, work.caps.max_group).bit_length() - 1) if wide else 1  # a power of two for the tree
+    lanes = min(256, work.caps.max_group) if wide else 1
     b = KernelBuilder("reduce_group" if wide else "reduce", (lanes, 1, 1) if wide else (LOCAL, 1, 1))
     x, y = b.buffer("x", dtype), b.buffer("y", work.dtype(out), "w")
     scalars: dict[str, int | float] = {"count": count, "length": length}
-    outputs, steps = b.scalar("count"), b.scalar("length")
+    total_count, total_length = b.scalar("count"), b.scalar("length")
     i = b.let(b.group_id() if wide else b.global_id())
-
-    def total_from(first: Expr | int) -> Expr:
+    with b.when(i < total_count):
         start = _offset(b, i, kept, "k", scalars)
         base = b.let(start) if isinstance(start, Expr) else const(start)
-        total = b.mutable(_as(identity(fn, dtype), register_type(dtype)))
-        with b.loop(first, steps, lanes) as r:
+        if offset:
+            scalars["offset"] = offset
+            base = b.let(base + b.scalar("offset"))
+        kind = register_type(dtype)
+        total = b.mutable(const(identity(fn, dtype), kind) if kind in (DType.BOOL,) else _as(identity(fn, dtype), kind))
+        first: Expr | int = b.local_id() if wide else 0
+        with b.loop(first, total_length, lanes) as r:
             value = b.let(b.load(x, base + _offset(b, r, gone, "g", scalars)))
             b.assign(total, combine(b, fn, total, value))
-        return total
-
-    if wide:  # one group per output: there is none too many, and barriers may not stand in a branch
-        total = _over_group(b, fn, total_from(b.local_id()), lanes)
-        with b.when(eq(b.local_id(), 0)):
+        if not wide:
             b.store(y, i, finish(fn, total, length, dtype))
-    else:
-        with b.when(i < outputs):
-            b.store(y, i, finish(fn, total_from(0), length, dtype))
+    if wide:
+        shared = b.array(kind, lanes, "local")
+        lane = b.local_id()
+        b.write(shared, lane, total)
+        b.barrier()
+        half = lanes // 2
+        while half:
+            with b.when(lane < half):
+                b.write(shared, lane, merge(b, fn, b.let(b.read(shared, lane)), b.let(b.read(shared, lane + half))))
+            b.barrier()
+            half //= 2
+        with b.when(eq(lane, 0)):
+            b.store(y, i, finish(fn, b.read(shared, 0), length, dtype))
     groups = count if wide else work.grid(count, LOCAL)
     work.launch(node, b.build(), {"x": name, "y": out}, groups, scalars)
 
 
-def _over_group(b: KernelBuilder, fn: str, mine: Expr, lanes: int) -> Expr:
-    """The results of all items of a group combined by a tree; every item may read it."""
-    shared = b.array(mine.dtype, lanes, "local")
-    lane = b.local_id()
-    b.write(shared, lane, mine)
-    b.barrier()
-    half = lanes // 2
-    while half:
-        with b.when(lane < half):
-            b.write(shared, lane, merge(b, fn, b.let(b.read(shared, lane)), b.let(b.read(shared, lane + half))))
-        b.barrier()
-        half //= 2
-    return b.read(shared, 0)
-
-
 def _as(value: Number, kind: DType) -> Expr:
-    if kind is DType.BOOL:
-        return const(bool(value), kind)
     if kind in _FLOATS:
         return const(float(value), kind)
     return const(int(value), kind)

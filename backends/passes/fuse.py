@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -10,15 +12,17 @@ import numpy as np
 
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.graph.dtypes import DType
-from mnnpy.graph.ir import Array, Graph, Node, TensorType, tensor_type_of
+from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, tensor_type_of
 
-__all__ = ["fuse_elementwise", "fuse_epilogues", "use_counts"]
+__all__ = ["Accepts", "fuse_elementwise", "fuse_epilogues", "use_counts"]
 
 #: Activations that the native epilogues know; Clip and LeakyRelu read act_alpha and act_beta.
 EPILOGUE_ACTIVATIONS = frozenset(
     {"Relu", "Clip", "Sigmoid", "Tanh", "Gelu", "GeluTanh", "Silu", "HardSwish", "LeakyRelu", "HardSigmoid"}
 )
 _ELEMENTWISE = frozenset({"Unary", "Binary", "Select", "Convert"})
+#: Whether a device has a kernel for a node of a pass, given the types of its values.
+Accepts = Callable[[Node, Mapping[str, Type]], bool]
 MAX_FUSED_OPS = 24
 MAX_FUSED_INPUTS = 10
 
@@ -225,44 +229,64 @@ def fuse_epilogues(graph: Graph) -> Graph:
     return _Epilogues(graph).run()
 
 
-@dataclass(slots=True)
-class _Group:
-    """Element-wise nodes that become one kernel, in order; *position* is that of the last one."""
+def fuse_elementwise(graph: Graph, accepts: Accepts | None = None) -> Graph:
+    """Fuse element-wise nodes of one output shape into ``Elementwise`` nodes of one result.
 
-    nodes: list[Node]
-    position: int
-
-
-def fuse_elementwise(graph: Graph) -> Graph:
-    """Fuse chains and trees of element-wise nodes of one output shape into ``Elementwise`` nodes.
-
-    An intermediate joins its only reader's group; single nodes become one-op groups, so that the backend has one
-    element-wise kernel.
+    A value that only members of a group read joins it, however many they are; a device that says by *accepts* which
+    nodes it takes keeps the others, and single nodes, as they are. Without it single nodes become groups of one, so
+    that a backend has one element-wise kernel.
     """
-    uses = use_counts(graph)
-    types = graph.types
-    groups: dict[str, _Group] = {}  # output of the group's last node → group
-    out: list[Node | _Group | None] = []
-    for node in graph.nodes:
-        if node.op not in _ELEMENTWISE:
-            out.append(node)
+    grouping = _Grouping(graph)
+    made: dict[int, Node | None] = {}  # position → what stands there; None: absorbed by a later one
+    for sink in reversed(range(len(graph.nodes))):
+        if sink in made or graph.nodes[sink].op not in _ELEMENTWISE:
             continue
-        group = _Group([node], len(out))
-        out.append(group)
-        shape = _shape_of(types, node.outputs[0])
-        for name in dict.fromkeys(node.inputs):
-            feeder = groups.get(name)
-            if feeder is None or uses[name] != node.inputs.count(name) or _shape_of(types, name) != shape:
-                continue
-            joined = [*feeder.nodes, *group.nodes]
-            if len(joined) > MAX_FUSED_OPS or len(_outside(joined)) > MAX_FUSED_INPUTS:
-                continue
-            out[feeder.position] = None
-            group.nodes = joined
-            del groups[name]
-        groups[node.outputs[0]] = group
-    nodes = tuple(_emit(o, types) if isinstance(o, _Group) else o for o in out if o is not None)
-    return graph.replace(nodes=nodes)
+        members = grouping.grow(sink)
+        node = _emit(grouping.nodes(members), graph.types)
+        if accepts is not None and len(members) > 1 and not accepts(node, graph.types):
+            members = grouping.grow(sink, accepts)
+            node = _emit(grouping.nodes(members), graph.types)
+        made |= dict.fromkeys(members, None)
+        made[sink] = graph.nodes[sink] if accepts is not None and len(members) == 1 else node
+    found = [made.get(k, node) for k, node in enumerate(graph.nodes)]
+    return graph.replace(nodes=tuple(n for n in found if n is not None))
+
+
+class _Grouping:
+    """Which nodes may be computed where their result is read."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.uses = use_counts(graph)
+        self.makers = {n.outputs[0]: k for k, n in enumerate(graph.nodes) if n.op in _ELEMENTWISE}
+
+    def nodes(self, members: Iterable[int]) -> list[Node]:
+        return [self.graph.nodes[k] for k in sorted(members)]
+
+    def grow(self, sink: int, accepts: Accepts | None = None) -> set[int]:
+        """Positions of the largest group that ends with *sink*; with *accepts* every step towards it is asked for."""
+        types = self.graph.types
+        shape = _shape_of(types, self.graph.nodes[sink].outputs[0])
+        members, refused = {sink}, set[int]()
+        while True:
+            reads = Counter(i for n in self.nodes(members) for i in n.inputs)
+            makers = {self.makers[i] for i in reads if i in self.makers} - members - refused
+            if not makers:
+                return members
+            maker = max(makers)  # all its readers are decided: they come later
+            name = self.graph.nodes[maker].outputs[0]
+            joined = self.nodes(members | {maker})
+            fits = reads[name] == self.uses[name] and _shape_of(types, name) == shape and _compatible(joined)
+            if fits and (accepts is None or accepts(_emit(joined, types), types)):
+                members.add(maker)
+            else:
+                refused.add(maker)
+
+
+def _compatible(nodes: list[Node]) -> bool:
+    """Whether one kernel can hold the nodes: limits, and conversions of one kind."""
+    settings = {(n.attrs.get("saturate", True), n.attrs.get("round_mode", "up")) for n in nodes if n.op == "Convert"}
+    return len(nodes) <= MAX_FUSED_OPS and len(_outside(nodes)) <= MAX_FUSED_INPUTS and len(settings) <= 1
 
 
 def _shape_of(types: Any, name: str) -> tuple[int, ...]:
@@ -274,22 +298,22 @@ def _outside(nodes: list[Node]) -> list[str]:
     return list(dict.fromkeys(i for n in nodes for i in n.inputs if i not in made))
 
 
-def _emit(group: _Group, types: Any) -> Node:
-    inputs = _outside(group.nodes)
+def _emit(nodes: list[Node], types: Any) -> Node:
+    inputs = _outside(nodes)
     register = {name: k for k, name in enumerate(inputs)}
     ops: list[str] = []
     args: list[int] = []
     dtypes: list[str] = []
     params: list[float] = []
-    for node in group.nodes:
+    for node in nodes:
         ops.append(node.attrs["fn"] if node.op in ("Unary", "Binary") else node.op)
         read = [register[i] for i in node.inputs]
         args += [*read, *([-1] * (3 - len(read)))]
         dtypes.append(str(types[node.outputs[0]].dtype))
         params += [float(node.attrs.get("alpha", 0.0)), float(node.attrs.get("beta", 0.0))]
         register[node.outputs[0]] = len(register)
-    last = group.nodes[-1]
-    convert = next((n for n in group.nodes if n.op == "Convert"), None)
+    last = nodes[-1]
+    convert = next((n for n in nodes if n.op == "Convert"), None)
     attrs: dict[str, Any] = {"ops": tuple(ops), "args": tuple(args), "dtypes": tuple(dtypes), "params": tuple(params),
                              "results": (register[last.outputs[0]],)}  # fmt: skip
     if convert is not None:
