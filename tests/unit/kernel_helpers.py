@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from mnnpy.decompose.symbolic import infer_types
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Value
 
-__all__ = ["DEVICES", "device", "graph_of", "run_graph", "run_node"]
+__all__ = ["DEVICES", "as_gpu", "device", "graph_of", "run_graph", "run_node"]
 
 #: OpenCL on PoCL and Vulkan on lavapipe run really; CUDA is emulated.
 DEVICES = ("opencl", "vulkan", "cuda")
@@ -75,3 +77,10 @@ def run_node(on: KernelDevice, op: str, *inputs: Array, outputs: int = 1, **attr
     node = Node(op, names, tuple(f"y{k}" for k in range(outputs)), attrs)
     feeds = dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))
     return run_graph(on, graph_of([node], feeds, node.outputs), feeds)
+
+
+def as_gpu(on: KernelDevice) -> KernelDevice:
+    """The same device, said to be a GPU: the templates' work-group variants then run on it."""
+    driver = copy(on.driver)
+    driver.caps = replace(on.driver.caps, cpu_like=False, max_group=min(256, on.driver.caps.max_group))
+    return KernelDevice(on.info, driver)

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from mnnpy.backends.kernels.builder import KernelBuilder
-from mnnpy.backends.kernels.ir import Expr, const, eq
+from mnnpy.backends.kernels.ir import Expr, const, eq, register_type, select
 from mnnpy.backends.kernels.lowering import Declined, Lowering, template
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Node
@@ -33,46 +33,153 @@ def _before(a: Expr, c: Expr, *, descending: bool) -> Expr:
 
 @template("Sort")
 def sort(work: Lowering, node: Node) -> None:
-    """By rank: an element's place is the number of those before it. Quadratic in the axis, parallel in elements."""
-    name = node.inputs[0]
-    shape, axis, top = work.shape(name), node.attrs["axis"], node.attrs["k"]
-    axis %= len(shape)
-    inner, length = prod(shape[axis + 1 :]), shape[axis]
-    descending = node.attrs.get("descending", True)
-    dtype = work.dtype(name)
+    """Short lines by a bitonic network in local memory; on CPU-like devices by merging; others by rank."""
+    line = _Line(work, node)
+    if not work.caps.cpu_like and 2 <= line.length <= 1024:
+        _bitonic(work, line)
+    elif work.caps.cpu_like and line.length > 32:
+        _merging(work, line)
+    else:
+        _ranked(work, line)
+
+
+class _Line:
+    """Geometry and results of one Sort."""
+
+    def __init__(self, work: Lowering, node: Node) -> None:
+        self.node, self.name = node, node.inputs[0]
+        shape, axis = work.shape(self.name), node.attrs["axis"]
+        axis %= len(shape)
+        self.inner, self.length, self.top = prod(shape[axis + 1 :]), shape[axis], node.attrs["k"]
+        self.total = work.count(self.name)
+        self.lines = self.total // max(1, self.length)
+        self.descending = bool(node.attrs.get("descending", True))
+        self.dtype = work.dtype(self.name)
+        self.buffers = {"x": self.name}
+        self.scalars = {"count": self.total, "length": self.length, "inner": self.inner, "k": self.top}
+
+    def declare(self, b: KernelBuilder) -> None:
+        """Operand, results that somebody reads, and sizes."""
+        self.x = b.buffer("x", self.dtype)
+        values, places = (*self.node.outputs, "")[:2]
+        self.values = b.buffer("y", self.dtype, "w") if values else None
+        self.places = b.buffer("at", DType.I64, "w") if places else None
+        self.buffers |= ({"y": values} if values else {}) | ({"at": places} if places else {})
+        self.count, self.size, self.step, self.most = (b.scalar(n) for n in ("count", "length", "inner", "k"))
+
+    def store(self, b: KernelBuilder, line: Expr, rank: Expr, value: Expr, place: Expr) -> None:
+        """Write the element of *rank*; *line* counts lines."""
+        to = b.let(((line / self.step) * self.most + rank) * self.step + line % self.step)
+        if self.values is not None:
+            b.store(self.values, to, value)
+        if self.places is not None:
+            b.store(self.places, to, place.cast(DType.I64))
+
+    def base(self, b: KernelBuilder, line: Expr) -> Expr:
+        """Index of the first element of a line."""
+        return b.let((line / self.step) * self.step * self.size + line % self.step)
+
+    def before(self, a: Expr, c: Expr) -> Expr:
+        return _before(a, c, descending=self.descending)
+
+
+def _ranked(work: Lowering, line: _Line) -> None:
+    """An element's place is the number of those before it: quadratic in the axis, parallel in elements."""
     b = KernelBuilder("sort_rank", (LOCAL, 1, 1))
-    x = b.buffer("x", dtype)
-    buffers = {"x": name}
-    values = b.buffer("y", dtype, "w") if node.outputs[0] else None
-    places = b.buffer("at", DType.I64, "w") if len(node.outputs) > 1 and node.outputs[1] else None
-    if values is not None:
-        buffers["y"] = node.outputs[0]
-    if places is not None:
-        buffers["at"] = node.outputs[1]
-    count, size, step, most = b.scalar("count"), b.scalar("length"), b.scalar("inner"), b.scalar("k")
+    line.declare(b)
     i = b.let(b.global_id())
-    with b.when(i < count):
-        low = b.let(i % step)
-        own = b.let((i / step) % size)
-        line = b.let(i / (step * size))
-        base = b.let(line * size * step + low)
-        mine = b.let(b.load(x, base + own * step))
+    with b.when(i < line.count):
+        own, of = b.let(i % line.size), b.let(i / line.size)
+        base = line.base(b, of)
+        mine = b.let(b.load(line.x, base + own * line.step))
         rank = b.mutable(const(0))
-        with b.loop(0, size) as k:
-            other = b.let(b.load(x, base + k * step))
-            ahead = _before(other, mine, descending=descending)
-            tie = ~ahead & ~_before(mine, other, descending=descending) & (k < own)
+        with b.loop(0, line.size) as k:
+            other = b.let(b.load(line.x, base + k * line.step))
+            ahead = line.before(other, mine)
+            tie = ~ahead & ~line.before(mine, other) & (k < own)
             with b.when(ahead | tie):
                 b.assign(rank, rank + 1)
-        with b.when(rank < most):
-            to = b.let((line * most + rank) * step + low)
-            if values is not None:
-                b.store(values, to, mine)
-            if places is not None:
-                b.store(places, to, own.cast(DType.I64))
-    total = work.count(name)
-    scalars = {"count": total, "length": length, "inner": inner, "k": top}
-    work.launch(node, b.build(), buffers, work.grid(total, LOCAL), scalars)
+        with b.when(rank < line.most):
+            line.store(b, of, rank, mine, own)
+    work.launch(line.node, b.build(), line.buffers, work.grid(line.total, LOCAL), line.scalars)
+
+
+def _merging(work: Lowering, line: _Line) -> None:
+    """One item per line merges runs of 1, 2, 4 … indices between two stretches of a temporary; stable."""
+    b = KernelBuilder("sort_merge", (LOCAL, 1, 1))
+    line.declare(b)
+    order = b.buffer("order", DType.I32, "rw")
+    of = b.let(b.global_id())
+    with b.when(of * line.size < line.count):
+        base, room = line.base(b, of), b.let(of * line.size * 2)
+        with b.loop(0, line.size) as k:
+            b.store(order, room + k, k)
+        source, target, width = b.mutable(room), b.mutable(room + line.size), b.mutable(const(1))
+        with b.repeat(width < line.size):
+            low = b.mutable(const(0))
+            with b.repeat(low < line.size):
+                middle, high = b.let((low + width).min(line.size)), b.let((low + width + width).min(line.size))
+                left, right = b.mutable(low), b.mutable(middle)
+                with b.loop(low, high) as k:
+                    p = b.let(b.load(order, source + left.min(line.size - 1)))
+                    q = b.let(b.load(order, source + right.min(line.size - 1)))
+                    first, second = (b.let(b.load(line.x, base + e * line.step)) for e in (p, q))
+                    swap = b.let((right < high) & ((left >= middle) | line.before(second, first)))
+                    b.store(order, target + k, select(swap, q, p))
+                    with b.when(swap):
+                        b.assign(right, right + 1)
+                    with b.otherwise():
+                        b.assign(left, left + 1)
+                b.assign(low, high)
+            was = b.mutable(source)
+            b.assign(source, target)
+            b.assign(target, was)
+            b.assign(width, width * 2)
+        with b.loop(0, line.most) as k:
+            p = b.let(b.load(order, source + k))
+            line.store(b, of, k, b.let(b.load(line.x, base + p * line.step)), p)
+    room_for = work.temporary(DType.I32, (2 * line.total,), "order")
+    buffers = {**line.buffers, "order": room_for}
+    work.launch(line.node, b.build(), buffers, work.grid(line.lines, LOCAL), line.scalars)
+
+
+def _bitonic(work: Lowering, line: _Line) -> None:
+    """One group per line: Batcher's bitonic network over values and indices; indices make the order total."""
+    room = 2 ** (line.length - 1).bit_length()
+    lanes = min(256, work.caps.max_group, room // 2)
+    b = KernelBuilder("sort_bitonic", (lanes, 1, 1))
+    line.declare(b)
+    of, lane = b.let(b.group_id()), b.local_id()
+    base = line.base(b, of)
+    values = b.array(register_type(line.dtype), room, "local")
+    places = b.array(DType.I32, room, "local")
+    with b.loop(lane, room, lanes) as t:
+        b.write(values, t, b.load(line.x, base + t.min(line.size - 1) * line.step))
+        b.write(places, t, t)
+    b.barrier()
+    span = b.mutable(const(2))
+    with b.repeat(span <= room):
+        gap = b.mutable(span / 2)
+        with b.repeat(gap > 0):
+            with b.loop(lane, room // 2, lanes) as t:
+                low = b.let((t / gap) * gap * 2 + t % gap)
+                high = b.let(low + gap)
+                one, other = b.let(b.read(values, low)), b.let(b.read(values, high))
+                k, m = b.let(b.read(places, low)), b.let(b.read(places, high))
+                padded = (k >= line.size) | (m >= line.size)  # what is beyond the line comes last
+                sorted_ = line.before(other, one) | (~line.before(one, other) & (m < k))
+                ahead = b.let((padded & (m < k)) | (~padded & sorted_))
+                with b.when(eq(eq(low & span, 0), ahead)):
+                    b.write(values, low, other)
+                    b.write(values, high, one)
+                    b.write(places, low, m)
+                    b.write(places, high, k)
+            b.barrier()
+            b.assign(gap, gap / 2)
+        b.assign(span, span * 2)
+    with b.loop(lane, line.most, lanes) as t:
+        line.store(b, of, t, b.let(b.read(values, t)), b.let(b.read(places, t)))
+    work.launch(line.node, b.build(), line.buffers, line.lines, line.scalars)
 
 
 def _philox(b: KernelBuilder, counter: Expr, key: tuple[Expr, Expr]) -> list[Expr]:

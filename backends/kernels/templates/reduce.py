@@ -9,13 +9,13 @@ from mnnpy.backends.kernels.builder import KernelBuilder
 from mnnpy.backends.kernels.functions import wrap
 from mnnpy.backends.kernels.ir import Expr, Number, const, eq, register_type, select
 from mnnpy.backends.kernels.lowering import Declined, Lowering, template
+from mnnpy.backends.kernels.templates.rows import Rows
 from mnnpy.decompose.raster import row_major
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Node
 
 __all__ = ["identity"]
 
-LOCAL = 64
 _FLOATS = frozenset({DType.F16, DType.F32, DType.F64, DType.BF16})
 
 
@@ -61,12 +61,10 @@ def merge(b: KernelBuilder, fn: str, one: Expr, other: Expr) -> Expr:
     return combine(b, {"SumSquare": "Sum", "L2": "Sum", "L1": "Sum", "Mean": "Sum"}.get(fn, fn), one, other)
 
 
-def finish(fn: str, total: Expr, count: int, dtype: DType) -> Expr:
-    """What follows the sum."""
+def finish(fn: str, total: Expr, count: Expr, dtype: DType) -> Expr:
+    """What follows the sum of *count* elements (integer means of nothing are 0)."""
     if fn == "Mean":
-        if total.dtype in _FLOATS:
-            return total / float(count)
-        return total / count if count else total
+        return total / (count if total.dtype in _FLOATS else count.max(1)).cast(total.dtype)
     if fn == "L2":
         if total.dtype not in _FLOATS:
             return total.cast(DType.F32).call("sqrt").cast(total.dtype)
@@ -88,45 +86,32 @@ def reduce(work: Lowering, node: Node) -> None:
     kept = _runs([(shape[k], strides[k]) for k in range(len(shape)) if k not in axes])
     gone = _runs([(shape[k], strides[k]) for k in sorted(axes)])
     count, length = prod(n for n, _ in kept), prod(n for n, _ in gone)
-    wide = length >= 256 and count * 8 <= length * 64 and not work.caps.cpu_like
-    lanes = min(256, work.caps.max_group) if wide else 1
-    b = KernelBuilder("reduce_group" if wide else "reduce", (lanes, 1, 1) if wide else (LOCAL, 1, 1))
+    rows = Rows(work, "reduce", count, length, dense=not gone or gone[-1][1] == 1)
+    b = rows.builder
     x, y = b.buffer("x", dtype), b.buffer("y", work.dtype(out), "w")
-    scalars: dict[str, int | float] = {"count": count, "length": length}
-    total_count, total_length = b.scalar("count"), b.scalar("length")
-    i = b.let(b.group_id() if wide else b.global_id())
-    with b.when(i < total_count):
-        start = _offset(b, i, kept, "k", scalars)
-        base = b.let(start) if isinstance(start, Expr) else const(start)
-        if offset:
-            scalars["offset"] = offset
-            base = b.let(base + b.scalar("offset"))
+    scalars: dict[str, int | float] = {"count": count, "length": length, "offset": offset}
+    many, size = b.scalar("count"), b.scalar("length")
+    with rows.each(many) as row:
+        base = _expr(_offset(b, row, kept, "k", scalars))
+        base = b.let(base + b.scalar("offset") if offset else base)
         kind = register_type(dtype)
-        total = b.mutable(const(identity(fn, dtype), kind) if kind in (DType.BOOL,) else _as(identity(fn, dtype), kind))
-        first: Expr | int = b.local_id() if wide else 0
-        with b.loop(first, total_length, lanes) as r:
+        partial = b.mutable(_as(identity(fn, dtype), kind))
+        with rows.loop(size) as r:
             value = b.let(b.load(x, base + _offset(b, r, gone, "g", scalars)))
-            b.assign(total, combine(b, fn, total, value))
-        if not wide:
-            b.store(y, i, finish(fn, total, length, dtype))
-    if wide:
-        shared = b.array(kind, lanes, "local")
-        lane = b.local_id()
-        b.write(shared, lane, total)
-        b.barrier()
-        half = lanes // 2
-        while half:
-            with b.when(lane < half):
-                b.write(shared, lane, merge(b, fn, b.let(b.read(shared, lane)), b.let(b.read(shared, lane + half))))
-            b.barrier()
-            half //= 2
-        with b.when(eq(lane, 0)):
-            b.store(y, i, finish(fn, b.read(shared, 0), length, dtype))
-    groups = count if wide else work.grid(count, LOCAL)
-    work.launch(node, b.build(), {"x": name, "y": out}, groups, scalars)
+            b.assign(partial, combine(b, fn, partial, value))
+        total = rows.total(partial, lambda one, other: merge(b, fn, one, other))
+        with rows.once():
+            b.store(y, row, finish(fn, total, size, dtype))
+    work.launch(node, b.build(), {"x": name, "y": out}, rows.groups if count else 0, scalars)
+
+
+def _expr(value: Expr | int) -> Expr:
+    return value if isinstance(value, Expr) else const(value)
 
 
 def _as(value: Number, kind: DType) -> Expr:
+    if kind is DType.BOOL:
+        return const(bool(value), kind)
     if kind in _FLOATS:
         return const(float(value), kind)
     return const(int(value), kind)
@@ -168,59 +153,117 @@ def _lines(work: Lowering, name: str, axis: int) -> tuple[int, int, int]:
 
 @template("ArgReduce")
 def arg_reduce(work: Lowering, node: Node) -> None:
-    """One item per line; NaN counts as the extreme."""
+    """NaN counts as the extreme; of equal elements the first or last wins."""
     name, out = node.inputs[0], node.outputs[0]
     outer, length, inner = _lines(work, name, node.attrs["axis"])
-    dtype, last = work.dtype(name), node.attrs.get("select_last", False)
-    b = KernelBuilder("arg_reduce", (LOCAL, 1, 1))
+    dtype, larger, last = work.dtype(name), node.attrs["fn"] == "Max", bool(node.attrs.get("select_last", False))
+    count = outer * inner
+    rows = Rows(work, "arg_reduce", count, length, dense=inner == 1)
+    b = rows.builder
     x, y = b.buffer("x", dtype), b.buffer("y", DType.I64, "w")
-    count, size, step = b.scalar("count"), b.scalar("length"), b.scalar("inner")
-    i = b.let(b.global_id())
-    with b.when(i < count):
-        base = b.let((i / step) * size * step + i % step)
-        best = b.mutable(b.load(x, base))
-        at = b.mutable(const(0))
-        with b.loop(1, size) as k:
+    many, size, step = b.scalar("count"), b.scalar("length"), b.scalar("inner")
+    with rows.each(many) as row:
+        base = b.let((row / step) * size * step + row % step)
+        first = b.let(rows.lane.min(size - 1)) if rows.group else const(0)
+        best = b.mutable(b.load(x, base + first * step))
+        at = b.mutable(first)
+        with b.loop(rows.lane + rows.lanes, size, rows.lanes) as k:
             v = b.let(b.load(x, base + k * step))
-            larger = node.attrs["fn"] == "Max"
-            if v.dtype is DType.BOOL:
-                ahead = (v & ~best) if larger else (best & ~v)
-                ahead = ahead | eq(v, best) if last else ahead
-            else:
-                strict = (v > best) if larger else (v < best)
-                ahead = strict | eq(v, best) if last else strict
-            if v.dtype in _FLOATS:
-                first_nan = v.call("isnan") if last else v.call("isnan") & ~best.call("isnan")
-                ahead = (ahead & ~best.call("isnan")) | first_nan
-            with b.when(ahead):
+            # An item walks forwards: among its own elements the later one wins a tie only if the last is asked for.
+            with b.when(_ahead(v, best, const(last, DType.BOOL), larger)):
                 b.assign(best, v)
                 b.assign(at, k)
-        b.store(y, i, at.cast(DType.I64))
-    scalars = {"count": outer * inner, "length": length, "inner": inner}
-    work.launch(node, b.build(), {"x": name, "y": out}, work.grid(outer * inner, LOCAL), scalars)
+        if rows.group:
+            _tree(rows, best, at, larger=larger, last=last)
+        with rows.once():
+            b.store(y, row, at.cast(DType.I64))
+    scalars = {"count": count, "length": length, "inner": inner}
+    work.launch(node, b.build(), {"x": name, "y": out}, rows.groups if count else 0, scalars)
+
+
+def _ahead(v: Expr, best: Expr, tie: Expr, larger: bool) -> Expr:
+    """Whether *v* replaces *best*; *tie* says what happens to equal ones."""
+    if v.dtype is DType.BOOL:
+        return ((v & ~best) if larger else (best & ~v)) | (eq(v, best) & tie)
+    found = ((v > best) if larger else (v < best)) | (eq(v, best) & tie)
+    if v.dtype in _FLOATS:
+        return select(best.call("isnan"), v.call("isnan") & tie, found | v.call("isnan"))
+    return found
+
+
+def _tree(rows: Rows, best: Expr, at: Expr, *, larger: bool, last: bool) -> None:
+    """The winner of a group in registers *best* and *at* of its first item."""
+    b, lane = rows.builder, rows.lane
+    values, places = rows.shared(best.dtype), rows.shared(DType.I32, 1)
+    b.write(values, lane, best)
+    b.write(places, lane, at)
+    b.barrier()
+    half = rows.lanes // 2
+    while half:
+        with b.when(lane < half):
+            v, k = b.let(b.read(values, lane + half)), b.let(b.read(places, lane + half))
+            with b.when(_ahead(v, best, k > at if last else k < at, larger)):
+                b.assign(best, v)
+                b.assign(at, k)
+                b.write(values, lane, v)
+                b.write(places, lane, k)
+        b.barrier()
+        half //= 2
 
 
 @template("PrefixScan")
 def prefix_scan(work: Lowering, node: Node) -> None:
-    """One item per line, in order: sums are bit-equal to a sequential one."""
+    """One item per line in order; a group per line gives each item a stretch, and scans the totals of stretches."""
     name, out = node.inputs[0], node.outputs[0]
     outer, length, inner = _lines(work, name, node.attrs["axis"])
     dtype, fn = work.dtype(name), node.attrs["fn"]
     exclusive, reverse = node.attrs.get("exclusive", False), node.attrs.get("reverse", False)
-    b = KernelBuilder("prefix_scan", (LOCAL, 1, 1))
+    count = outer * inner
+    rows = Rows(work, "prefix_scan", count, length, dense=inner == 1)
+    b = rows.builder
     x, y = b.buffer("x", dtype), b.buffer("y", dtype, "w")
-    count, size, step = b.scalar("count"), b.scalar("length"), b.scalar("inner")
-    i = b.let(b.global_id())
-    with b.when(i < count):
-        base = b.let((i / step) * size * step + i % step)
+    many, size, step = b.scalar("count"), b.scalar("length"), b.scalar("inner")
+    with rows.each(many) as row:
+        base = b.let((row / step) * size * step + row % step)
         total = b.mutable(_as(identity(fn, dtype), register_type(dtype)))
-        with b.loop(0, size) as k:
-            at = b.let(base + ((size - 1 - k) if reverse else k) * step)
+
+        def place(k: Expr) -> Expr:
+            return base + ((size - 1 - k) if reverse else k) * step
+
+        first, end = const(0), size
+        if rows.group:
+            stretch = b.let((size + (rows.lanes - 1)) / rows.lanes)
+            first = b.let((rows.lane * stretch).min(size))
+            end = b.let((first + stretch).min(size))
+            with b.loop(first, end) as k:
+                b.assign(total, combine(b, fn, total, b.let(b.load(x, place(k)))))
+            _before(rows, total, fn, dtype)
+        with b.loop(first, end) as k:
+            at = b.let(place(k))
             v = b.let(b.load(x, at))
             if exclusive:
                 b.store(y, at, wrap(total, dtype))
             b.assign(total, combine(b, fn, total, v))
             if not exclusive:
                 b.store(y, at, wrap(total, dtype))
-    scalars = {"count": outer * inner, "length": length, "inner": inner}
-    work.launch(node, b.build(), {"x": name, "y": out}, work.grid(outer * inner, LOCAL), scalars)
+    scalars = {"count": count, "length": length, "inner": inner}
+    work.launch(node, b.build(), {"x": name, "y": out}, rows.groups if count else 0, scalars)
+
+
+def _before(rows: Rows, total: Expr, fn: str, dtype: DType) -> None:
+    """Replace the total of each item by that of all items before it (Hillis and Steele 1986)."""
+    b, lane = rows.builder, rows.lane
+    shared = rows.shared(total.dtype)
+    b.write(shared, lane, total)
+    b.barrier()
+    reach = 1
+    while reach < rows.lanes:
+        with b.when(lane >= reach):
+            b.assign(total, combine(b, fn, b.let(b.read(shared, lane - reach)), total))
+        b.barrier()
+        b.write(shared, lane, total)
+        b.barrier()
+        reach *= 2
+    b.assign(total, _as(identity(fn, dtype), total.dtype))
+    with b.when(lane > 0):
+        b.assign(total, b.read(shared, lane - 1))

@@ -1,0 +1,94 @@
+"""What kernels that reduce share: one work group per row with a tree in local memory, or one work item per row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mnnpy.backends.kernels.builder import KernelBuilder
+from mnnpy.backends.kernels.ir import Array, Expr, Number, Type, const
+from mnnpy.backends.kernels.lowering import Lowering
+from mnnpy.graph.dtypes import DType
+
+__all__ = ["Rows"]
+
+LOCAL = 64
+#: Rows below this length are not worth the barriers of a group.
+LEAST = 128
+Merge = Callable[[Expr, Expr], Expr]
+
+
+class Rows:
+    """How rows are spread over work items: *lanes* items to a row (1: each item has its own).
+
+    CPU-like devices always take one item per row: their barriers cost more than they save.
+    """
+
+    def __init__(self, work: Lowering, name: str, count: int, length: int, *, dense: bool = True) -> None:
+        """*dense*: neighbouring items of a row lie side by side; else neighbouring rows do."""
+        busy = count >= (64 * LOCAL if dense else LOCAL) * work.caps.units  # every unit has rows enough
+        self.lanes = 1
+        if not work.caps.cpu_like and length >= LEAST and not busy:
+            self.lanes = min(256, work.caps.max_group)
+        self.group = self.lanes > 1
+        self.builder = KernelBuilder(
+            f"{name}_group" if self.group else name, (self.lanes if self.group else LOCAL, 1, 1)
+        )
+        self.groups = count if self.group else work.grid(count, LOCAL)
+        self._shared: dict[tuple[DType, int], Array] = {}
+
+    @property
+    def lane(self) -> Expr:
+        """The item's place in its row."""
+        return self.builder.local_id() if self.group else const(0)
+
+    @contextmanager
+    def each(self, count: Expr) -> Iterator[Expr]:
+        """The body of a row; yields its index."""
+        b = self.builder
+        if self.group:
+            yield b.let(b.group_id(), "row")
+            return
+        row = b.let(b.global_id(), "row")
+        with b.when(row < count):
+            yield row
+
+    @contextmanager
+    def loop(self, length: Expr | Number) -> Iterator[Expr]:
+        """Over this item's share of a row."""
+        with self.builder.loop(self.lane, length, self.lanes) as k:
+            yield k
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """What one item of a row does."""
+        if self.group:
+            with self.builder.when(self.lane < 1):
+                yield
+        else:
+            yield
+
+    def shared(self, kind: Type | DType, slot: int = 0) -> Array:
+        """Local memory of one value per item; slots are told apart by number."""
+        dtype = kind.dtype if isinstance(kind, Type) else kind
+        if (dtype, slot) not in self._shared:
+            self._shared[dtype, slot] = self.builder.array(dtype, self.lanes, "local")
+        return self._shared[dtype, slot]
+
+    def total(self, partial: Expr, merge: Merge) -> Expr:
+        """The merged partial results of all items of a row, known to each of them."""
+        if not self.group:
+            return partial
+        b, shared = self.builder, self.shared(partial.type)
+        b.write(shared, self.lane, partial)
+        b.barrier()
+        half = self.lanes // 2
+        while half:
+            with b.when(self.lane < half):
+                one, other = b.let(b.read(shared, self.lane)), b.let(b.read(shared, self.lane + half))
+                b.write(shared, self.lane, merge(one, other))
+            b.barrier()
+            half //= 2
+        found = b.let(b.read(shared, 0), "total")
+        b.barrier()  # the next reduction writes here
+        return found
