@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mnnpy.backends.passes.fuse import Accepts, fuse_elementwise
+from mnnpy.backends.passes.fuse import Accepts, fuse_elementwise, fuse_epilogues
 from mnnpy.backends.passes.views import axis_strides, whole_region
 from mnnpy.decompose.lower import prune
 from mnnpy.decompose.regions import coalesce
@@ -15,6 +15,8 @@ __all__ = ["lower_graph", "read_through_rasters"]
 
 #: Ops whose templates read operands through the strides of attribute ``views``.
 _STRIDED = frozenset({"Unary", "Binary", "Select", "Convert", "Elementwise", "Reduce"})
+#: Ops whose templates read bias, residual and activation.
+EPILOGUES = frozenset({"MatMul"})
 #: A raster with more readers is better made once.
 MAX_READERS = 3
 
@@ -22,6 +24,8 @@ MAX_READERS = 3
 def lower_graph(graph: Graph, optimize: frozenset[str], accepts: Accepts) -> Graph:
     """All passes that are switched on; *accepts* says by trial lowering whether the device takes a node."""
     graph = prune(graph)
+    if "fuse_epilogue" in optimize:
+        graph = prune(fuse_epilogues(graph, lambda node, types: node.op in EPILOGUES and accepts(node, types)))
     if "fuse_elementwise" in optimize:
         graph = prune(fuse_elementwise(graph, accepts))
     if "merge_vertical" in optimize:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -45,6 +45,7 @@ class _Head:
     node: Node
     bias: str = ""
     residual: str = ""
+    channels: int = -1  #: axis of the result, from its end, along which the bias lies
     attrs: dict[str, Any] = field(default_factory=dict)
 
     def build(self, outputs: tuple[str, ...]) -> Node:
@@ -55,8 +56,9 @@ class _Head:
 
 
 class _Epilogues:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, accepts: Accepts | None) -> None:
         self.graph = graph
+        self.accepts = accepts
         self.uses = use_counts(graph)
         self.types = dict(graph.types)
         self.constants: dict[str, Array] = dict(graph.constants)
@@ -74,7 +76,9 @@ class _Epilogues:
                 self.views[node.outputs[0]] = (len(self.out) - 1, node)
             if self._is_head(node):
                 bias = node.inputs[2] if len(node.inputs) > 2 else ""
-                self.heads[node.outputs[0]] = (len(self.out) - 1, _Head(node, bias))
+                plain = node.op == "Convolution" and node.attrs.get("layout") != "NHWC"
+                axis = 1 - len(self._shape(node.outputs[0])) if plain else -1
+                self.heads[node.outputs[0]] = (len(self.out) - 1, _Head(node, bias, channels=axis))
         nodes = tuple(n for n in self.out if n is not None)
         return self.graph.replace(nodes=nodes, constants=self.constants, types=self.types)
 
@@ -88,7 +92,7 @@ class _Epilogues:
             return False
         if node.op == "MatMul":
             return all(len(self._shape(n)) >= 2 for n in node.inputs[:2])
-        return node.op == "Convolution" and node.attrs.get("layout") == "NHWC"
+        return node.op == "Convolution" and (node.attrs.get("layout") == "NHWC" or self.accepts is not None)
 
     def _absorb(self, node: Node) -> bool:
         """Fold *node* into the head that feeds it; the head moves to this place."""
@@ -99,17 +103,22 @@ class _Epilogues:
             if found is None or self.uses.get(name) != 1:
                 continue
             position, head = found
+            head = replace(head, attrs=dict(head.attrs))
             if self._shape(node.outputs[0]) != self._shape(name) or not self._fits(node, name, head, view is not None):
                 continue
-            del self.heads[source]
-            self.out[position] = None
             made = node.outputs
             if view is not None:
-                self.out[place] = None
                 made = (self._name(),)
                 self.types[made[0]] = self.types[source]
                 self.uses[made[0]] = 1
-            self.out.append(head.build(made))
+            built = head.build(made)
+            if self.accepts is not None and not self.accepts(built, self.types):
+                continue
+            del self.heads[source]
+            self.out[position] = None
+            if view is not None:
+                self.out[place] = None
+            self.out.append(built)
             head.node = self.out[-1]  # type: ignore[assignment]
             self.heads[made[0]] = (len(self.out) - 1, head)
             if view is not None:
@@ -121,6 +130,8 @@ class _Epilogues:
     def _is_view(self, node: Node) -> bool:
         """Whether *node* gives the output of a head, which nobody else reads, another shape with the same channels."""
         if len(node.inputs) != 1 or node.inputs[0] not in self.heads or self.uses.get(node.inputs[0]) != 1:
+            return False
+        if self.heads[node.inputs[0]][1].channels != -1:
             return False
         before, after = self._shape(node.inputs[0]), self._shape(node.outputs[0])
         return contiguous_view(node) == 0 and before[-1:] == after[-1:] and prod(before) == prod(after) > 0
@@ -153,28 +164,26 @@ class _Epilogues:
         )
         return True
 
-    def _channels(self, name: str) -> int:
-        return self._shape(name)[-1]
-
     def _add(self, other: str, name: str, head: _Head) -> bool:
-        if other in self.constants and self._vector(self.constants[other], name) is not None:
+        if other in self.constants and self._vector(self.constants[other], name, head) is not None:
             return not head.residual and self._bias(self.constants[other], name, head)
         if head.residual or other in self.constants or self._shape(other) != self._shape(name):
             return False
         head.residual = other
         return True
 
-    def _vector(self, value: Array, name: str) -> Array | None:
+    def _vector(self, value: Array, name: str, head: _Head) -> Array | None:
         """*value* as one number per output channel, if it broadcasts like that."""
-        n = self._channels(name)
+        axis = head.channels
+        n = self._shape(name)[axis]
         if value.size == 1:
             return np.full(n, value.reshape(-1)[0], np.float32)
-        if value.size == n and value.shape[-1] == n and value.ndim <= len(self._shape(name)):
+        if value.size == n and -axis <= value.ndim <= len(self._shape(name)) and value.shape[axis] == n:
             return np.ascontiguousarray(value.reshape(-1), np.float32)
         return None
 
     def _bias(self, value: Array, name: str, head: _Head) -> bool:
-        vector = self._vector(value, name)
+        vector = self._vector(value, name, head)
         if vector is None or (head.bias and head.bias not in self.constants):
             return False
         if head.bias:
@@ -184,7 +193,7 @@ class _Epilogues:
 
     def _scale(self, value: Array, name: str, head: _Head, divide: bool) -> bool:
         """A constant factor per channel goes into the weights; a scalar one may become *alpha*."""
-        vector = self._vector(value, name)
+        vector = self._vector(value, name, head)
         if vector is None or head.residual or (head.bias and head.bias not in self.constants):
             return False
         with np.errstate(divide="ignore"):
@@ -193,13 +202,15 @@ class _Epilogues:
             return False
         weight = head.node.inputs[1]
         if weight in self.constants:
-            if head.node.op == "Convolution":
+            if head.node.op == "Convolution" and self.accepts is None:
                 # Multiplied in when the weights are packed: a scaled copy of all weights would cost time and memory.
                 known = head.attrs.get("weight_scale")
                 factors = factor if known is None else np.asarray(known, np.float32) * factor
                 head.attrs["weight_scale"] = tuple(factors.tolist())
             else:
-                scaled = (self.constants[weight] * factor).astype(np.float32, copy=False)
+                w = self.constants[weight]
+                per_row = factor.reshape(-1, *[1] * (w.ndim - 1)) if head.node.op == "Convolution" else factor
+                scaled = (w * per_row).astype(np.float32, copy=False)
                 inputs = (head.node.inputs[0], self._constant(scaled), *head.node.inputs[2:])
                 head.node = head.node.replace(inputs=inputs)
         elif value.size == 1 and factor.size and head.node.op == "MatMul" and not head.bias:
@@ -224,9 +235,13 @@ class _Epilogues:
         return name
 
 
-def fuse_epilogues(graph: Graph) -> Graph:
-    """Move bias, scale, residual and activation into the MatMul or channels-last Convolution before them."""
-    return _Epilogues(graph).run()
+def fuse_epilogues(graph: Graph, accepts: Accepts | None = None) -> Graph:
+    """Move bias, scale, residual and activation into the MatMul or Convolution before them.
+
+    Without *accepts* (is there a kernel for the node?) convolutions take part that are channels-last, and a factor of
+    their weights becomes attribute ``weight_scale``.
+    """
+    return _Epilogues(graph, accepts).run()
 
 
 def fuse_elementwise(graph: Graph, accepts: Accepts | None = None) -> Graph:

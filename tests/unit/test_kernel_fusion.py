@@ -121,3 +121,21 @@ def test_rasters_stay_where_a_launch_has_no_room_for_their_strides() -> None:
     nodes += [binary("Add", f"s{k - 1}" if k > 1 else "t0", f"t{k}", f"s{k}") for k in range(1, 8)]
     kernels = both("opencl", graph_of(nodes, inputs, ["s7"]), inputs)
     assert kernels == ["raster", "raster", "fused"]
+
+
+@pytest.mark.parametrize("name", DEVICES[:2])
+def test_epilogues(name: str) -> None:
+    """A factor, a bias, a residual and an activation are part of the product; a second residual is not."""
+    inputs = {"x": normal(3, 5, 8), "more": normal(3, 5, 6)}
+    constants = {"w": normal(8, 6), "scale": normal(6), "bias": normal(6)}
+    nodes = [
+        Node("MatMul", ("x", "w"), ("p",), {}),
+        binary("Mul", "p", "scale", "q"),
+        binary("Add", "q", "bias", "r"),
+        binary("Add", "more", "r", "s"),
+        unary("LeakyRelu", "s", "t", alpha=0.1),
+        binary("Sub", "t", "more", "out"),
+    ]
+    kernels = both(name, graph_of(nodes, inputs, ["out"], constants), inputs, rtol=2e-5)
+    assert len(kernels) == 2
+    assert kernels[1] == "elementwise"
