@@ -198,17 +198,13 @@ def _tree(rows: Rows, best: Expr, at: Expr, *, larger: bool, last: bool) -> None
     b.write(values, lane, best)
     b.write(places, lane, at)
     b.barrier()
-    half = rows.lanes // 2
-    while half:
-        with b.when(lane < half):
-            v, k = b.let(b.read(values, lane + half)), b.let(b.read(places, lane + half))
-            with b.when(_ahead(v, best, k > at if last else k < at, larger)):
-                b.assign(best, v)
-                b.assign(at, k)
-                b.write(values, lane, v)
-                b.write(places, lane, k)
-        b.barrier()
-        half //= 2
+    with rows.halves() as half, b.when(lane < half):
+        v, k = b.let(b.read(values, lane + half)), b.let(b.read(places, lane + half))
+        with b.when(_ahead(v, best, k > at if last else k < at, larger)):
+            b.assign(best, v)
+            b.assign(at, k)
+            b.write(values, lane, v)
+            b.write(places, lane, k)
 
 
 @template("PrefixScan")
@@ -256,14 +252,14 @@ def _before(rows: Rows, total: Expr, fn: str, dtype: DType) -> None:
     shared = rows.shared(total.dtype)
     b.write(shared, lane, total)
     b.barrier()
-    reach = 1
-    while reach < rows.lanes:
+    reach = b.mutable(const(1), "reach")
+    with b.repeat(reach < rows.lanes):
         with b.when(lane >= reach):
             b.assign(total, combine(b, fn, b.let(b.read(shared, lane - reach)), total))
         b.barrier()
         b.write(shared, lane, total)
         b.barrier()
-        reach *= 2
+        b.assign(reach, reach * 2)
     b.assign(total, _as(identity(fn, dtype), total.dtype))
     with b.when(lane > 0):
         b.assign(total, b.read(shared, lane - 1))

@@ -82,13 +82,19 @@ class Rows:
         b, shared = self.builder, self.shared(partial.type)
         b.write(shared, self.lane, partial)
         b.barrier()
-        half = self.lanes // 2
-        while half:
-            with b.when(self.lane < half):
-                one, other = b.let(b.read(shared, self.lane)), b.let(b.read(shared, self.lane + half))
-                b.write(shared, self.lane, merge(one, other))
-            b.barrier()
-            half //= 2
+        with self.halves() as half, b.when(self.lane < half):
+            one, other = b.let(b.read(shared, self.lane)), b.let(b.read(shared, self.lane + half))
+            b.write(shared, self.lane, merge(one, other))
         found = b.let(b.read(shared, 0), "total")
         b.barrier()  # the next reduction writes here
         return found
+
+    @contextmanager
+    def halves(self) -> Iterator[Expr]:
+        """Half the items, a quarter, …, 1, with a barrier after each step: what a tree walks through."""
+        b = self.builder
+        half = b.mutable(const(self.lanes // 2), "half")
+        with b.repeat(half > 0):
+            yield half
+            b.barrier()
+            b.assign(half, half / 2)
