@@ -38,7 +38,10 @@ def convert(
         x = b.let(decode(b, x, source))
     if target in NARROW_FLOATS:
         if target is DType.F8E8M0 and source.is_int and source.itemsize >= 4:
-            raise Declined(f"no conversion of {source} to {target}")
+            # Rounding to f32 might reach the next power of two.
+            if source.itemsize == 8:
+                raise Declined(f"no conversion of {source} to {target}")
+            x = x.cast(DType.F64)
         return encode(b, b.let(narrowed(b, x)), target, saturate=saturate, round_mode=round_mode)
     if target in (DType.F16, DType.BF16):
         return narrowed(b, x)

@@ -127,9 +127,11 @@ _EXACT: dict[str, Unary] = {
 }
 
 #: Functions that every dialect has for f32 (and not all for f64).
-_PLAIN = frozenset({"Exp", "Log", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan"})
+_PLAIN = frozenset({"Exp", "Log", "Sin", "Cos", "Tan"})
 #: What is built below with the precision of f32; in f64 the dialect's own function is taken (feature ``f64_math``).
-_LIBRARY = frozenset({"Expm1", "Log1p", "Erf", "Tanh", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh"})
+_LIBRARY = frozenset(
+    {"Expm1", "Log1p", "Erf", "Tanh", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Asin", "Acos", "Atan"}
+)
 
 
 def _expm1(b: KernelBuilder, x: Expr, *_: float) -> Expr:
@@ -201,11 +203,11 @@ def _softplus(b: KernelBuilder, x: Expr, *_: float) -> Expr:
 
 
 def _gelu(b: KernelBuilder, x: Expr, *_: float) -> Expr:
-    return 0.5 * x * (1.0 + _erf(b, b.let(x * math.sqrt(0.5))))
+    return _vanishing(b, x, 0.5 * x * (1.0 + _erf(b, b.let(x * math.sqrt(0.5)))))
 
 
 def _gelu_tanh(b: KernelBuilder, x: Expr, *_: float) -> Expr:
-    return 0.5 * x * (1.0 + _tanh(b, b.let(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
+    return _vanishing(b, x, 0.5 * x * (1.0 + _tanh(b, b.let(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))))
 
 
 def _sinh(b: KernelBuilder, x: Expr, *_: float) -> Expr:
@@ -237,7 +239,62 @@ def _atanh(b: KernelBuilder, x: Expr, *_: float) -> Expr:
     return 0.5 * _log1p(b, b.let(2.0 * x / (1.0 - x)))
 
 
+def _polynomial(z: Expr, coefficients: tuple[float, ...]) -> Expr:
+    """Σ coefficients[k]·z^k by Horner's rule."""
+    total: Expr = const(coefficients[-1], z.type)
+    for c in reversed(coefficients[:-1]):
+        total = total * z + c
+    return total
+
+
+#: (atan(t)/t − 1)/t² and (asin(t)/t − 1)/t² as polynomials of t² up to tan²(π/8) and 1/4: Chebyshev interpolation.
+_ATAN = (-0.333333313, 0.199995503, -0.142642319, 0.107462928, -0.0645936206)
+_ASIN = (0.166666657, 0.0750009865, 0.0445980318, 0.0311161522, 0.0170778725, 0.033805728)
+
+
+def _atan(b: KernelBuilder, x: Expr, *_: float) -> Expr:
+    """Arguments above tan(π/8) are reduced; 2 units in the last place. Drivers' own lose NaN or digits."""
+    a = b.let(x.call("abs"))
+    zero = const(0.0, x.type)
+    large, middle = b.let(a > 2.414213562), b.let(a > 0.4142135624)
+    t = b.let(select(large, -1.0 / a, select(middle, (a - 1.0) / (a + 1.0), a)))
+    z = b.let(t * t)
+    base = select(large, const(math.pi / 2, x.type), select(middle, const(math.pi / 4, x.type), zero))
+    found = b.let(base + (t + t * z * _polynomial(z, _ATAN)))
+    return select(x < 0.0, -found, found)
+
+
+def _arcs(b: KernelBuilder, x: Expr) -> tuple[Expr, Expr]:
+    """(|x| > 1/2, arc sine of |x|, or of the square root of (1 − |x|)/2 where it is)."""
+    a = b.let(x.call("abs"))
+    large = b.let(a > 0.5)
+    z = b.let(select(large, (1.0 - a) * 0.5, a * a))
+    t = b.let(select(large, z.call("sqrt"), a))
+    return large, b.let(t + t * z * _polynomial(z, _ASIN))
+
+
+def _asin(b: KernelBuilder, x: Expr, *_: float) -> Expr:
+    large, part = _arcs(b, x)
+    found = b.let(select(large, math.pi / 2 - 2.0 * part, part))
+    return select(x < 0.0, -found, found)
+
+
+def _acos(b: KernelBuilder, x: Expr, *_: float) -> Expr:
+    large, part = _arcs(b, x)
+    twice = b.let(2.0 * part)
+    far = select(x < 0.0, math.pi - twice, twice)
+    return select(large, far, math.pi / 2 - select(x < 0.0, -part, part))
+
+
+def _vanishing(b: KernelBuilder, x: Expr, value: Expr) -> Expr:
+    """*value* but 0 at minus infinity, where it would be −∞·0."""
+    return select(eq(x, -math.inf), const(0.0, x.type), value)
+
+
 _BUILT: dict[str, Unary] = {
+    "Atan": _atan,
+    "Asin": _asin,
+    "Acos": _acos,
     "Expm1": _expm1,
     "Log1p": _log1p,
     "Erf": _erf,
@@ -249,10 +306,10 @@ _BUILT: dict[str, Unary] = {
     "Atanh": _atanh,
     "Sigmoid": _sigmoid,
     "Softplus": _softplus,
-    "Silu": lambda b, x, *_: x * _sigmoid(b, x),
+    "Silu": lambda b, x, *_: _vanishing(b, x, x * _sigmoid(b, x)),
     "Gelu": _gelu,
     "GeluTanh": _gelu_tanh,
-    "Mish": lambda b, x, *_: x * _tanh(b, b.let(_softplus(b, x))),
+    "Mish": lambda b, x, *_: _vanishing(b, x, x * _tanh(b, b.let(_softplus(b, x)))),
     "Elu": lambda b, x, alpha, _: select(x < 0.0, alpha * _expm1(b, x), x),
 }
 
@@ -291,15 +348,22 @@ def _fmod(b: KernelBuilder, x: Expr, y: Expr) -> Expr:
 
 
 def _pow(b: KernelBuilder, x: Expr, y: Expr) -> Expr:
-    """As IEEE 754 pow: negative bases have integral exponents only."""
-    whole = b.let(eq(y.call("floor"), y))
-    odd = b.let(whole & ne((y * 0.5).call("floor"), y * 0.5) & (y.call("abs") < 16777216.0))
-    size = b.let(x.call("abs").call("pow", y))
-    signed = select(odd, -size, size)
-    negative = select(whole, signed, const(math.nan, x.type))
-    found = select(x < 0.0, negative, size)
-    one = const(1.0, x.type)
-    return select(eq(y, 0.0) | eq(x, 1.0), one, found)
+    """As IEEE 754 pow; infinities, zeros and signs are settled here, because drivers differ in them."""
+    one, zero, infinity = const(1.0, x.type), const(0.0, x.type), const(math.inf, x.type)
+    size = b.let(x.call("abs"))
+    plain = b.let(~eq(size, 0.0) & ~eq(size, math.inf) & ~y.call("isinf"))
+    power = select(plain, size, one).call("pow", select(plain, y, one))
+    grows = b.let((size > 1.0) & (y > 0.0) | (size < 1.0) & (y < 0.0))
+    limit = select(eq(size, 1.0), one, select(grows, infinity, zero))
+    value = b.let(select(plain, power, limit))
+    whole = eq(y.call("floor"), y)
+    half = b.let(y * 0.5)
+    odd = b.let(whole & ne(half.call("floor"), half) & (y.call("abs") < (2.0**53 if x.dtype is DType.F64 else 2.0**24)))
+    minus = (x < 0.0) | (eq(x, 0.0) & (1.0 / x < 0.0))
+    value = b.let(select(minus & odd, -value, value))
+    value = b.let(select((x < 0.0) & ~eq(size, math.inf) & ~whole, const(math.nan, x.type), value))
+    value = b.let(select(x.call("isnan"), x, select(y.call("isnan"), y, value)))
+    return select(eq(y, 0.0) | eq(x, 1.0), one, value)
 
 
 def _atan2(b: KernelBuilder, y: Expr, x: Expr) -> Expr:

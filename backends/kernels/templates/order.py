@@ -10,7 +10,7 @@ import numpy as np
 
 from mnnpy.backends.kernels.builder import KernelBuilder
 from mnnpy.backends.kernels.ir import Expr, const, eq, register_type, select
-from mnnpy.backends.kernels.lowering import Declined, Lowering, template
+from mnnpy.backends.kernels.lowering import Lowering, template
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Node
 
@@ -210,14 +210,15 @@ def random(work: Lowering, node: Node) -> None:
     out, fn = node.outputs[0], node.attrs["fn"]
     seed = node.attrs.get("seed")
     dtype = work.dtype(out)
-    if dtype is DType.F64:
-        raise Declined("Random of f64 has no kernel")
+    real = DType.F64 if dtype is DType.F64 else DType.F32
     total = work.count(out)
     b = KernelBuilder(f"random_{fn.lower()}", (LOCAL, 1, 1))
     y = b.buffer("y", dtype, "w")
     buffers = {"y": out}
-    count, low, high = b.scalar("count"), b.scalar("a", DType.F32), b.scalar("b", DType.F32)
     scalars = {"count": total, "a": node.attrs.get("a", 0.0), "b": node.attrs.get("b", 1.0)}
+    count = b.scalar("count")
+    # Scalars of a launch have four bytes.
+    low, high = (const(float(scalars[s]), real) if real is DType.F64 else b.scalar(s, real) for s in ("a", "b"))
     if seed is None:
         buffers["state"] = work.constant(np.frombuffer(os.urandom(8), np.uint32).copy(), "random")
         state = b.buffer("state", DType.U32)
@@ -228,13 +229,13 @@ def random(work: Lowering, node: Node) -> None:
     i = b.let(b.global_id())
     with b.when(i * 4 < count):
         words = _philox(b, b.let(i.cast(DType.U32)), key)
-        unit = [b.let((w >> 8).cast(DType.F32) * 2.0**-24) for w in words]
+        unit = [b.let((w >> 8).cast(real) * 2.0**-24) for w in words]
         if fn == "Uniform":
             values = [low + (high - low) * u for u in unit]
         else:
             values = []
             for k in (0, 2):
-                shifted = b.let((((words[k] >> 8) + 1).cast(DType.F32)) * 2.0**-24)
+                shifted = b.let(((words[k] >> 8) + 1).cast(real) * 2.0**-24)
                 radius = b.let((-2.0 * shifted.call("log")).call("sqrt"))
                 angle = b.let(2.0 * math.pi * unit[k + 1])
                 values += [low + high * radius * angle.call(f) for f in ("cos", "sin")]
