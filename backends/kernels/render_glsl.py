@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from mnnpy.backends.kernels.ir import Array, AtomicUpdate, Buffer, Expr, Type, register_type
+from mnnpy.backends.kernels import glsl_double
+from mnnpy.backends.kernels.ir import Array, AtomicUpdate, Buffer, Expr, Type, register_type, walk
 from mnnpy.backends.kernels.render import Renderer
 from mnnpy.graph.dtypes import DType
 
@@ -65,7 +66,10 @@ class GlslRenderer(Renderer):
         lines += [f"shared {self.type(a.type)} {a.name}[{a.size}];" for a in self.kernel.arrays if a.space == "local"]
         if any(b.dtype is DType.F16 and "w" in b.access for b in self.kernel.buffers):
             lines.append(_HALF_BITS)
-        return lines
+        doubles = {
+            e.op for e in walk(self.kernel.body) if isinstance(e, Expr) and e.args and e.args[0].dtype is DType.F64
+        }
+        return lines + glsl_double.definitions(doubles & glsl_double.FUNCTIONS)
 
     def signature(self) -> list[str]:
         return ["void main() {"]
@@ -131,6 +135,8 @@ class GlslRenderer(Renderer):
     def call(self, op: str, args: Sequence[str], e: Expr) -> str:
         if op.startswith("sg_"):
             return f"subgroup{op[3:].title()}({args[0]})"
+        if op in glsl_double.FUNCTIONS and e.args[0].dtype is DType.F64:
+            return f"{op}64({', '.join(args)})"
         return super().call(op, args, e)
 
     def floating(self, text: str, dtype: DType) -> str:

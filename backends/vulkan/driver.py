@@ -303,7 +303,7 @@ def _wanted_features(physical: Any) -> tuple[frozenset[str], Any, Any]:
     vk.vkGetPhysicalDeviceFeatures2(physical, chain)
     names = set()
     if chain.features.shaderFloat64:
-        names.add("f64")
+        names |= {"f64", "f64_math"}  # GLSL has no such functions: glsl_double defines them
     if chain.features.shaderInt64:
         names.add("i64")
     if sixteen.storageBuffer16BitAccess:

@@ -15,10 +15,7 @@ QUICK = ("cpu", "reference")
 KERNELS = ("opencl", "opencl_as_gpu", "vulkan", "cuda", "metal")
 #: (backends, words of the reason): what kernel backends may decline. Everything else they must take.
 DECLINES = (
-    (KERNELS, "numbers without a seed are drawn on the host"),
-    (KERNELS, "Random of f64 has no kernel"),
-    (KERNELS, "no conversion of f"),  # 4-bit and 8-bit floats
-    (("vulkan",), "f64_math"),  # GLSL has no transcendental functions of doubles
+    (KERNELS, "64 to f8e8m0fnu"),  # integers of 8 bytes
     (("metal",), "lacks f64"),  # neither has Metal doubles
 )
 
