@@ -10,7 +10,7 @@ import numpy as np
 from mnnpy.backends.analytic import moved_bytes, node_flops
 from mnnpy.backends.base import Candidate, DeviceInfo, NodeView, Program, Segment, Support
 from mnnpy.backends.kernels.driver import Driver
-from mnnpy.backends.kernels.lowering import TEMPLATES, Declined, Lowering
+from mnnpy.backends.kernels.lowering import CHOICES, TEMPLATES, Declined, Lowering
 from mnnpy.backends.kernels.passes import lower_graph
 from mnnpy.backends.kernels.program import KernelProgram
 from mnnpy.errors import BackendError
@@ -59,15 +59,22 @@ class KernelDevice:
         return answer
 
     def candidates(self, view: NodeView) -> list[Candidate]:
-        """The default lowering with its analytic cost and number of launches."""
+        """Every algorithm that applies, the one that the template takes first, with its cost and launches."""
         types = {n: t for n, t in zip(view.node.inputs, view.inputs, strict=True) if n and t is not None}
         types |= {n: t for n, t in zip(view.node.outputs, view.outputs, strict=True) if n and t is not None}
+        node, found = view.node, []
+        named = CHOICES.get(node.op)
         work = Lowering(self.driver.caps, types, view.constants)
-        try:
-            work.node(view.node)
-        except Declined:
-            return []
-        return [Candidate("default", node_flops(view), moved_bytes(view), max(1, len(work.steps)))]
+        for name, flops in named(work, node) if named else [("default", node_flops(view))]:
+            work = Lowering(self.driver.caps, dict(types), view.constants, algorithms={node.op: name})
+            try:
+                work.node(node)
+            except Declined:
+                continue
+            tiers = ("low", "normal") if name.startswith("winograd") else ("high", "low", "normal")
+            parameters = {"precisions": tiers}
+            found.append(Candidate(name, flops, moved_bytes(view), max(1, len(work.steps)), parameters))
+        return found
 
     def compile(self, segment: Segment) -> Program:
         """Passes, templates, memory plan, recording. Raises BackendError naming node and reason."""

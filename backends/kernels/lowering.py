@@ -16,7 +16,7 @@ from mnnpy.backends.kernels.ir import Kernel
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Node, TensorType
 
-__all__ = ["TEMPLATES", "Declined", "Lowering", "Step", "template"]
+__all__ = ["CHOICES", "TEMPLATES", "Declined", "Lowering", "Step", "choices", "template"]
 
 
 class Declined(Exception):  # noqa: N818  (an answer, not an error)
@@ -27,6 +27,9 @@ class Declined(Exception):  # noqa: N818  (an answer, not an error)
 MAX_SCALARS = 32
 Template = Callable[["Lowering", Node], None]
 TEMPLATES: dict[str, Template] = {}
+#: Algorithms of an op that apply to a node, best first, each with the floating point operations that it costs.
+Choices = Callable[["Lowering", Node], list[tuple[str, float]]]
+CHOICES: dict[str, Choices] = {}
 
 
 def template(op: str) -> Callable[[Template], Template]:
@@ -36,6 +39,16 @@ def template(op: str) -> Callable[[Template], Template]:
         if op in TEMPLATES:
             raise ValueError(f"op '{op}' has two templates")
         TEMPLATES[op] = fn
+        return fn
+
+    return register
+
+
+def choices(op: str) -> Callable[[Choices], Choices]:
+    """Register what an op's template chooses from."""
+
+    def register(fn: Choices) -> Choices:
+        CHOICES[op] = fn
         return fn
 
     return register

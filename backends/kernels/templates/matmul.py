@@ -2,53 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
 from mnnpy.backends.kernels.builder import KernelBuilder
-from mnnpy.backends.kernels.ir import Expr, const, register_type
-from mnnpy.backends.kernels.lowering import Declined, Lowering, template
+from mnnpy.backends.kernels.ir import const, register_type
+from mnnpy.backends.kernels.lowering import Declined, Lowering, choices, template
 from mnnpy.backends.kernels.templates.elementwise import collapse
 from mnnpy.backends.kernels.templates.epilogue import Epilogue
-from mnnpy.backends.kernels.templates.packed import (
-    Product,
-    choose_block,
-    column_panels,
-    pack_columns,
-    packed_product,
-)
-from mnnpy.backends.kernels.templates.tiles import Located, choose_tile, tiled_sums
+from mnnpy.backends.kernels.templates.packed import choose_block, column_panels, pack_columns, packed_product
+from mnnpy.backends.kernels.templates.product import Product, batch_starts
+from mnnpy.backends.kernels.templates.tiles import choose_tile, tiled_product
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Node
 
-__all__ = ["ALGORITHMS"]
+__all__ = ["ALGORITHMS", "candidates"]
 
 LOCAL = 64
 _FLOATS = frozenset({DType.F16, DType.F32, DType.F64})
 _FAST = frozenset({DType.F16, DType.BF16, DType.F32})  #: summed in f32
 ALGORITHMS = ("packed", "tiles", "plain")
+#: Multiplications and additions that take as long as: packing an element, a launch, one of the plain kernel, one of a
+#: kernel made for other devices. Orders of magnitude, from PoCL.
+PACKED, LAUNCH, PLAIN, FOREIGN = 40.0, 4096.0, 20.0, 50.0
 
 
 @template("MatMul")
 def matmul(work: Lowering, node: Node) -> None:
     """Chooses a shape by device and sizes; ``algorithm`` forces one of ``ALGORITHMS``."""
-    product = _product(work, node)
     forced = work.algorithm(node)
-    fast = work.dtype(node.inputs[0]) in _FAST
-    if forced in ALGORITHMS and forced != "plain" and not fast:
+    known = [name for name, _ in candidates(work, node)]
+    if forced in ALGORITHMS and forced not in known:
         raise Declined(f"algorithm '{forced}' of {work.dtype(node.inputs[0])} has no kernel")
-    chosen = forced if forced in ALGORITHMS else _choose(work, product) if fast else "plain"
-    {"packed": _packed, "tiles": _tiles, "plain": _plain}[chosen](work, product)
+    run = {"packed": _packed, "tiles": _tiles, "plain": _plain}[forced if forced in ALGORITHMS else known[0]]
+    run(work, _product(work, node))
 
 
-def _choose(work: Lowering, p: Product) -> str:
+@choices("MatMul")
+def candidates(work: Lowering, node: Node) -> list[tuple[str, float]]:
     """Panels on CPU-like devices, tiles elsewhere, the plain kernel where there is little to reuse."""
-    if p.m * p.n * p.k * p.count < 4096:
-        return "plain"
-    if work.caps.cpu_like:
-        return "packed"
-    return "tiles" if p.m > 4 and p.n > 4 else "plain"
+    p = _product(work, node)
+    flops = 2.0 * p.m * p.n * p.k * p.count
+    if work.dtype(p.a) not in _FAST:
+        return [("plain", flops)]
+    block, tile = choose_block(work.caps, p.m, p.n), choose_tile(work.caps, p.m, p.n, p.count)
+    packing = 0.0 if p.b in work.constants else PACKED * p.k * p.n * prod(work.shape(p.b)[:-2])
+    found = {
+        "packed": flops * waste(p, block.rows, block.columns) + packing,
+        "tiles": flops * waste(p, tile.rows, tile.columns) + LAUNCH,
+        "plain": flops * PLAIN,
+    }
+    found["tiles" if work.caps.cpu_like else "packed"] *= FOREIGN
+    return sorted(found.items(), key=lambda item: item[1])
+
+
+def waste(p: Product, rows: int, columns: int) -> float:
+    """Outputs computed for each one wanted."""
+    return -(-p.m // rows) * rows * -(-p.n // columns) * columns / max(1, p.m * p.n)
 
 
 def _product(work: Lowering, node: Node) -> Product:
@@ -84,44 +94,7 @@ def _packed(work: Lowering, p: Product) -> None:
 
 
 def _tiles(work: Lowering, p: Product) -> None:
-    tile = choose_tile(work.caps, p.m, p.n, p.count)
-    dtype = work.dtype(p.a)
-    b = KernelBuilder("matmul_tiles", (*tile.items, 1))
-    x, w, y = b.buffer("a", dtype), b.buffer("b", dtype), b.buffer("y", dtype, "w")
-    tail = p.epilogue.attach(b)
-    m, n, k = (b.scalar(s) for s in "mnk")
-    scalars: dict[str, int | float] = {"m": p.m, "n": p.n, "k": p.k}
-    z = b.let(b.group_id(2))
-    at_a, at_b = _starts(b, p, z, scalars)
-
-    def rows(row: Expr) -> Callable[[Expr], Located]:
-        start, inside = b.let(at_a + row * k), b.let(row < m)
-        return lambda q: (start + q, inside)
-
-    def columns(column: Expr) -> Callable[[Expr], Located]:
-        start, inside = b.let(at_b + column), b.let(column < n)
-        return lambda q: (start + q * n, inside)
-
-    for row, column, total in tiled_sums(b, tile, x, w, rows, columns, k):
-        row, column = b.let(row), b.let(column)
-        with b.when((row < m) & (column < n)):
-            at = b.let((z * m + row) * n + column)
-            b.store(y, at, tail.finish(total, at, tail.load_bias(column)))
-    groups = (-(-p.n // tile.columns), -(-p.m // tile.rows), p.count)
-    buffers = {"a": p.a, "b": p.b, "y": p.y, **tail.buffers()}
-    work.launch(p.node, b.build(), buffers, groups, {**scalars, **tail.scalars()})
-
-
-def _starts(b: KernelBuilder, p: Product, z: Expr, scalars: dict[str, int | float]) -> tuple[Expr, Expr]:
-    """First elements of the operands of batch index *z*."""
-    at_a: Expr = const(0)
-    at_b: Expr = const(0)
-    for d, size in enumerate(p.batch):
-        scalars |= {f"n{d}": size, f"sa{d}": p.step_a[d], f"sb{d}": p.step_b[d]}
-    for d, at in enumerate(b.unravel(z, [b.scalar(f"n{d}") for d in range(len(p.batch))])):
-        at_a = at * b.scalar(f"sa{d}") + at_a
-        at_b = at * b.scalar(f"sb{d}") + at_b
-    return b.let(at_a), b.let(at_b)
+    tiled_product(work, p, choose_tile(work.caps, p.m, p.n, p.count), "matmul_tiles")
 
 
 def _plain(work: Lowering, p: Product) -> None:
@@ -137,7 +110,7 @@ def _plain(work: Lowering, p: Product) -> None:
         column = b.let(i % n)
         rest = b.let(i / n)
         row = b.let(rest % m)
-        at_a, at_b = _starts(b, p, b.let(rest / m), scalars)
+        at_a, at_b = batch_starts(b, p, b.let(rest / m), scalars)[:2]
         base_a, base_b = b.let(at_a + row * k), b.let(at_b + column)
         kind = register_type(dtype)
         total = b.mutable(const(0.0 if kind in _FLOATS else 0, kind))

@@ -17,11 +17,12 @@ from mnnpy.backends.kernels.driver import Caps
 from mnnpy.backends.kernels.ir import Array as Registers
 from mnnpy.backends.kernels.ir import Buffer, Expr, Kernel, const, select
 from mnnpy.backends.kernels.lowering import Lowering
-from mnnpy.backends.kernels.templates.epilogue import Epilogue, Tail
+from mnnpy.backends.kernels.templates.epilogue import Tail
+from mnnpy.backends.kernels.templates.product import Product, batch_starts
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Node
 
-__all__ = ["Block", "Product", "choose_block", "column_panels", "pack_columns", "packed_product", "row_panels"]
+__all__ = ["Block", "choose_block", "column_panels", "pack_columns", "packed_product", "row_panels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +38,6 @@ class Block:
         return self.vectors * self.lanes
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """``y[z] = tail(a[z]·b[z])`` with m × n outputs over k, for every index z of *batch* dims.
-
-    *steps*: elements from one index of a batch dim to the next, for ``a``, ``b`` and the bias (by rows where
-    *bias_rows*, else by columns); outputs and residual are dense.
-    """
-
-    node: Node
-    m: int
-    n: int
-    k: int
-    a: str
-    b: str
-    y: str
-    epilogue: Epilogue
-    batch: tuple[int, ...] = ()
-    step_a: tuple[int, ...] = ()
-    step_b: tuple[int, ...] = ()
-    step_bias: tuple[int, ...] = ()
-    bias_rows: bool = False
-    packed_a: bool = False  #: ``a`` lies in row panels
-    packed_b: bool = True  #: ``b`` lies in column panels, else in rows
-
-    @property
-    def count(self) -> int:
-        """Products in the batch."""
-        return int(np.prod(self.batch, dtype=np.int64)) if self.batch else 1
-
-
 #: Register blocks by vector registers of the device; the first is preferred where all fill equally.
 _BLOCKS = {32: ((12, 2), (8, 3), (6, 4), (4, 4), (2, 4), (1, 4)), 16: ((6, 2), (4, 2), (2, 4), (1, 4))}
 
@@ -76,8 +47,12 @@ def choose_block(caps: Caps, m: int, n: int) -> Block:
     if caps.lanes < 8:
         return Block(min(4, m), 1 if n <= 4 else 2, 4) if caps.lanes == 4 else Block(min(4, m), 4, 1)
     shapes = _BLOCKS[32 if caps.lanes >= 16 else 16]
-    rounds = [(-(-m // r) * r * -(-n // (v * caps.lanes)) * (r * v + 4) / (r), k)
-              for k, (r, v) in enumerate(shapes) if r <= m]  # fmt: skip
+    # a step along k takes r·v multiply-adds, or the loads where they are more
+    rounds = [
+        (-(-m // r) * -(-n // (v * caps.lanes)) * (max(r * v, r + v) + 1), k)
+        for k, (r, v) in enumerate(shapes)
+        if r <= m
+    ]
     r, v = shapes[min(rounds)[1]]
     return Block(r, v, caps.lanes)
 
@@ -165,10 +140,6 @@ class _Writer:
         panels = -(-p.n // self.block.columns)
         blocks = -(-p.m // self.block.rows)
         self.scalars = {"m": p.m, "n": p.n, "k": p.k, "blocks": blocks, "panels": panels, **self.tail.scalars()}
-        for d, size in enumerate(p.batch):
-            self.scalars |= {f"n{d}": size, f"sa{d}": p.step_a[d], f"sb{d}": p.step_b[d]}
-            if p.step_bias:
-                self.scalars[f"sc{d}"] = p.step_bias[d]
         for given in self.scalars:
             b.scalar(given, DType.F32 if given == "alpha" else DType.I32)
 
@@ -186,7 +157,7 @@ class _Writer:
         b, p, shape = self.b, self.p, self.block
         panel, z = b.let(b.group_id(1)), b.let(b.group_id(2))
         m, n, k = b.scalar("m"), b.scalar("n"), b.scalar("k")
-        base_a, base_b, base_bias = self._bases(z)
+        base_a, base_b, base_bias = batch_starts(b, p, z, self.scalars)
         own_row, own_column = b.let(block * shape.rows), b.let(panel * shape.columns)
         row, column = own_row, own_column  # blocks at the edge of dense operands overlap their neighbours
         if not p.packed_a:
@@ -213,16 +184,6 @@ class _Writer:
                         self._vector(b.read(total, r * shape.vectors + v), start, base_bias + column, v, bias)
                 with b.otherwise():
                     self._edge(total, r, start, base_bias + column, bias, (own_column - column, n - column))
-
-    def _bases(self, z: Expr) -> tuple[Expr, Expr, Expr]:
-        """Where the operands of batch index *z* begin."""
-        b, zero = self.b, const(0)
-        found = [zero, zero, zero]
-        dims = len(self.p.batch)
-        for d, at in enumerate(b.unravel(z, [b.scalar(f"n{d}") for d in range(dims)])):
-            for i, letter in enumerate("abc" if self.p.step_bias else "ab"):
-                found[i] = at * b.scalar(f"s{letter}{d}") + found[i]
-        return b.let(found[0]), b.let(found[1]), b.let(found[2])
 
     def _sums(self, at_a: Expr, at_b: Expr, k: Expr) -> list[Expr]:
         """Registers of sums in row order, after the loop over *k*."""

@@ -14,14 +14,20 @@ from dataclasses import dataclass
 from mnnpy.backends.kernels.builder import KernelBuilder
 from mnnpy.backends.kernels.driver import Caps
 from mnnpy.backends.kernels.ir import Array, Buffer, Expr, const, select
+from mnnpy.backends.kernels.lowering import Lowering
+from mnnpy.backends.kernels.templates.product import Product, batch_starts
 from mnnpy.graph.dtypes import DType
 
-__all__ = ["TILES", "Located", "Locator", "Tile", "choose_tile", "tiled_sums"]
+__all__ = ["TILES", "Located", "Locator", "Tile", "choose_tile", "tiled_product", "tiled_sums"]
 
 #: (index in the buffer, condition under which it counts; elsewhere the operand is 0)
 Located = tuple[Expr, Expr]
 #: From a row (column) of an operand to the place of its element k; called before the loop, its result inside.
 Locator = Callable[[Expr], Callable[[Expr], Located]]
+
+#: A locator of columns, given the builder, the operand's start, the column and whether it is one.
+Place = Callable[[KernelBuilder, Expr, Expr, Expr], Callable[[Expr], Located]]
+Scalars = dict[str, int | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +135,35 @@ def _multiply(
             for j in range(tile.item_columns):
                 s = sums[i * tile.item_columns + j]
                 b.assign(s, a[i].call("fma", c[j], s))
+
+
+def tiled_product(
+    work: Lowering, p: Product, tile: Tile, name: str, place: Place | None = None, extra: Scalars | None = None
+) -> None:
+    """Launch a product of row-major operands; *place* says where else the columns of ``b`` lie."""
+    b = KernelBuilder(name, (*tile.items, 1))
+    x, w, y = (b.buffer(n, work.dtype(v), "w" * (n == "y") or "r") for n, v in (("a", p.a), ("b", p.b), ("y", p.y)))
+    tail = p.epilogue.attach(b)
+    m, n, k = (b.scalar(s) for s in "mnk")
+    scalars: dict[str, int | float] = {"m": p.m, "n": p.n, "k": p.k, **(extra or {}), **tail.scalars()}
+    z = b.let(b.group_id(2))
+    at_a, at_b, at_bias = batch_starts(b, p, z, scalars)
+
+    def rows(row: Expr) -> Callable[[Expr], Located]:
+        start, inside = b.let(at_a + row * k), b.let(row < m)
+        return lambda q: (start + q, inside)
+
+    def columns(column: Expr) -> Callable[[Expr], Located]:
+        inside = b.let(column < n)
+        if place is not None:
+            return place(b, at_b, column, inside)
+        start = b.let(at_b + column)
+        return lambda q: (start + q * n, inside)
+
+    for row, column, total in tiled_sums(b, tile, x, w, rows, columns, k):
+        row, column = b.let(row), b.let(column)
+        with b.when((row < m) & (column < n)):
+            at = b.let((z * m + row) * n + column)
+            b.store(y, at, tail.finish(total, at, tail.load_bias(at_bias + (row if p.bias_rows else column))))
+    groups = (-(-p.n // tile.columns), -(-p.m // tile.rows), p.count)
+    work.launch(p.node, b.build(), {"a": p.a, "b": p.b, "y": p.y, **tail.buffers()}, groups, scalars)

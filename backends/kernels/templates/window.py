@@ -1,39 +1,34 @@
-"""Convolution and Pool: one item per output element, 1 to 3 spatial dims."""
+"""Pool, and convolution without reuse: one item per output element, 1 to 3 spatial dims."""
 
 from __future__ import annotations
 
 from math import prod
 
 from mnnpy.backends.kernels.builder import KernelBuilder
-from mnnpy.backends.kernels.functions import wrap
 from mnnpy.backends.kernels.ir import Expr, const, register_type, select
 from mnnpy.backends.kernels.lowering import Lowering, template
+from mnnpy.backends.kernels.templates.epilogue import Epilogue
 from mnnpy.backends.kernels.templates.reduce import _as, identity
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Node
 
-__all__: list[str] = []
+__all__ = ["direct"]
 
 LOCAL = 64
 _FLOATS = frozenset({DType.F16, DType.F32, DType.F64})
 
 
-@template("Convolution")
-def convolution(work: Lowering, node: Node) -> None:
-    """Direct: padding is skipped by bounds on the window, not by tests inside it."""
+def direct(work: Lowering, node: Node, epilogue: Epilogue) -> None:
+    """Convolution of any type: one item per output; padding is skipped by bounds on the window, not by tests in it."""
     name, weights = node.inputs[:2]
-    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else ""
     out = node.outputs[0]
     n_spatial = len(work.shape(name)) - 2
     dtype = work.dtype(name)
     kernel, group = work.shape(weights)[2:], node.attrs.get("group", 1)
     b = KernelBuilder(f"convolution{n_spatial}d", (LOCAL, 1, 1))
-    x, w = b.buffer("x", dtype), b.buffer("w", dtype)
-    buffers = {"x": name, "w": weights, "y": out}
-    extra = b.buffer("bias", dtype) if bias else None
-    if bias:
-        buffers["bias"] = bias
-    y = b.buffer("y", dtype, "w")
+    x, w, y = b.buffer("x", dtype), b.buffer("w", dtype), b.buffer("y", dtype, "w")
+    tail = epilogue.attach(b)
+    buffers = {"x": name, "w": weights, "y": out, **tail.buffers()}
     count, channels, depth = b.scalar("count"), b.scalar("m"), b.scalar("cg")
     per_group = b.scalar("mg")
     m, cg = work.shape(weights)[:2]
@@ -47,14 +42,14 @@ def convolution(work: Lowering, node: Node) -> None:
         batch = b.let(batch_channel / channels)
         first = b.let((channel / per_group) * depth)
         kind = register_type(dtype)
-        total = b.mutable(b.load(extra, channel) if extra is not None else const(0.0 if kind in _FLOATS else 0, kind))
+        total = b.mutable(const(0.0 if kind in _FLOATS else 0, kind))
         with b.loop(0, depth) as c:
             base_x = b.let((batch * all_channels + first + c) * sizes.volume)
             base_w = b.let((channel * depth + c) * sizes.taps)
             with sizes.window(place) as (at_x, at_w):
                 b.assign(total, total + b.load(x, base_x + at_x) * b.load(w, base_w + at_w))
-        b.store(y, i, wrap(total, dtype))
-    work.launch(node, b.build(), buffers, work.grid(work.count(out), LOCAL), scalars)
+        b.store(y, i, tail.finish(total, i, tail.load_bias(channel)))
+    work.launch(node, b.build(), buffers, work.grid(work.count(out), LOCAL), {**scalars, **tail.scalars()})
 
 
 class _Sizes:
