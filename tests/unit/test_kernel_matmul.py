@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from mnnpy.backends.kernels.driver import Caps
+from mnnpy.backends.kernels.builder import KernelBuilder
+from mnnpy.backends.kernels.driver import Binding, Caps, Launch
+from mnnpy.backends.kernels.ir import Array as Registers
+from mnnpy.backends.kernels.ir import Buffer
 from mnnpy.backends.kernels.lowering import Declined
 from mnnpy.backends.kernels.templates.matmul import ALGORITHMS
 from mnnpy.backends.kernels.templates.packed import choose_block, column_panels, row_panels
@@ -13,6 +18,7 @@ from mnnpy.backends.kernels.templates.tiles import TILES, choose_tile
 from mnnpy.errors import BackendError
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array
+from tests.emulation.interpreter import KernelError, interpreted
 from tests.unit.kernel_ops import close, emulated, opencl, run_node
 
 SHAPES = [
@@ -40,6 +46,65 @@ def test_shapes_on_opencl(algorithm: str, constants: tuple[int, ...]) -> None:
         close(y, expected, 1e-6)
         if algorithm:
             assert kernels[-1] == {"plain": "matmul"}.get(algorithm, f"matmul_{algorithm}")
+
+
+STORAGE = frozenset({"storage8", "storage16"})
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 8, 16])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_shapes_interpreted(algorithm: str, lanes: int) -> None:
+    """No index out of range, nothing written twice, no race in local memory; fed and constant weights."""
+    device = interpreted(Caps(STORAGE, max_group=64, lanes=lanes, cpu_like=lanes > 4))
+    for a, b in (((1, 3), (3, 1)), ((9,), (9, 18)), ((13, 3), (3, 33)), ((2, 1, 5, 2), (1, 3, 2, 7)), ((7, 2), (2,))):
+        x, w = _pair(a, b)
+        expected = np.asarray(np.matmul(x, w))
+        bias = np.linspace(-1, 1, b[-1] if len(b) > 1 else 1, dtype=np.float32)
+        for constants in ((), (1,)):
+            y, _ = run_node(
+                device, "MatMul", [x, w, bias], expected.shape, {}, constants=constants, algorithm=algorithm
+            )  # fmt: skip
+            close(y, expected + (bias if len(b) > 1 else bias[0]), 1e-6)
+
+
+def test_interpreter_finds_what_devices_leave_undefined() -> None:
+    def run(write: Callable[[KernelBuilder, Buffer, Registers], None]) -> None:
+        b = KernelBuilder("bad", (2, 1, 1))
+        y = b.buffer("y", DType.F32, "w")
+        shared = b.array(DType.F32, 2, "local")
+        write(b, y, shared)
+        driver = interpreted(Caps()).driver
+        place = Binding(driver.allocate(8), 0, 8)
+        driver.submit(driver.record([Launch(driver.compile([b.build()])[0], (place,), (), (1, 1, 1))]))
+
+    def outside(b: KernelBuilder, y: Buffer, shared: Registers) -> None:
+        b.store(y, b.local_id() + 1, 0.0)
+
+    def twice(b: KernelBuilder, y: Buffer, shared: Registers) -> None:
+        b.store(y, b.local_id() * 0, 0.0)
+
+    def race(b: KernelBuilder, y: Buffer, shared: Registers) -> None:
+        b.write(shared, b.local_id(), 1.0)
+        b.store(y, b.local_id(), b.read(shared, 1 - b.local_id()))
+
+    def divergent(b: KernelBuilder, y: Buffer, shared: Registers) -> None:
+        with b.when(b.local_id() < 1):
+            b.barrier()
+
+    def fine(b: KernelBuilder, y: Buffer, shared: Registers) -> None:
+        b.write(shared, b.local_id(), 1.0)
+        b.barrier()
+        b.store(y, b.local_id(), b.read(shared, 1 - b.local_id()))
+
+    run(fine)
+    for bad, text in (
+        (outside, "it has 2 elements"),
+        (twice, "two items"),
+        (race, "between barriers"),
+        (divergent, "only some items"),
+    ):
+        with pytest.raises(KernelError, match=text):
+            run(bad)
 
 
 @pytest.mark.parametrize("kind", ["cuda", "metal"])

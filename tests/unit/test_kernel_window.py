@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mnnpy.backends.base import NodeView
+from mnnpy.backends.kernels.driver import Caps
 from mnnpy.backends.kernels.templates.conv import ALGORITHMS
 from mnnpy.errors import BackendError
 from mnnpy.graph.dtypes import DType
-from mnnpy.graph.ir import Array
-from tests.unit.kernel_ops import close, emulated, opencl, oracle, run_node
+from mnnpy.graph.ir import Array, Node
+from tests.emulation.interpreter import interpreted
+from tests.unit.kernel_ops import close, emulated, node_graph, opencl, oracle, run_node
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,43 @@ def test_cases_on_opencl(algorithm: str) -> None:
             close(y, expected, 3e-5 if "winograd" in kernels[0] else 2e-6)
             if algorithm == "direct":
                 assert not any("winograd" in k for k in kernels), name
+
+
+STORAGE = frozenset({"storage8", "storage16"})
+DEVICES = {
+    "cpu16": Caps(STORAGE, lanes=16, cpu_like=True), "cpu8": Caps(STORAGE, lanes=8, cpu_like=True),
+    "cpu4": Caps(STORAGE, lanes=4, cpu_like=True), "gpu": Caps(STORAGE, max_group=64),
+}  # fmt: skip
+TINY = {
+    "3x3": Case((2, 2, 5, 6), (5, 2, 3, 3), pads=SAME),
+    "3x3-uneven-pads": Case((1, 2, 7, 6), (13, 2, 3, 3), pads=(0, 2, 1, 0)),
+    "3x3-stride2": Case((1, 2, 5, 7), (3, 2, 3, 3), (2, 2), SAME),
+    "1x1": Case((1, 3, 6, 7), (5, 3, 1, 1)),
+    "groups-dilated": Case((1, 4, 6, 6), (6, 2, 3, 3), pads=(2, 2, 2, 2), dilations=(2, 2), group=2),
+    "depthwise": Case((2, 2, 5, 7), (4, 1, 3, 3), pads=SAME, group=2),
+    "depthwise-valid": Case((1, 2, 5, 6), (2, 1, 3, 3), group=2),
+    "depthwise-7x7": Case((1, 1, 8, 8), (1, 1, 7, 7), pads=(3, 3, 3, 3), group=1),
+    "1d": Case((2, 3, 9), (4, 3, 5), (1,), (2, 2), (1,)),
+    "3d": Case((1, 2, 3, 4, 3), (2, 2, 3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("caps", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_cases_interpreted(algorithm: str, caps: Caps) -> None:
+    """No index out of range, nothing written twice, no race; with bias, residual and activation."""
+    device = interpreted(caps)
+    for case in TINY.values():
+        if not applies(case, algorithm):
+            continue
+        x, w, bias = case.operands()
+        plain = case.expected(x, w, bias)
+        residual = np.random.default_rng(5).standard_normal(plain.shape).astype(np.float32)
+        y, _ = run_node(
+            device, "Convolution", [x, w, bias, residual], plain.shape, {**case.attrs(), "act": "Relu"},
+            constants=(1, 2), algorithm=algorithm,
+        )  # fmt: skip
+        close(y, np.maximum(plain + residual, 0), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["cuda", "metal"])
@@ -164,3 +204,23 @@ def test_f64_takes_the_plain_kernel() -> None:
     y, kernels = run_node(device, "Convolution", operands, case.expected(*operands).shape, case.attrs())
     assert kernels == ["convolution2d"]
     close(y, case.expected(*operands), 1e-14)
+
+
+@pytest.mark.parametrize("caps", DEVICES.values(), ids=DEVICES)
+def test_candidates(caps: Caps) -> None:
+    """Named, the chosen one first, with launches; Winograd not for every precision."""
+    case = Case((1, 32, 14, 14), (32, 32, 3, 3), pads=SAME)
+    graph, _ = node_graph("Convolution", list(case.operands()), (1, 32, 14, 14), case.attrs(), (1, 2))
+    node, device = graph.nodes[0], interpreted(caps)
+    types = [graph.types[n] for n in (*node.inputs, *node.outputs)]
+    view = NodeView(node, tuple(types[:3]), tuple(types[3:]), graph.constants)  # type: ignore[arg-type]
+    found = {c.algorithm: c for c in device.candidates(view)}
+    assert set(found) == {"packed", "tiles", "winograd2", "winograd4", "plain"}
+    assert next(iter(found)).startswith("winograd")
+    assert found["winograd4"].launches == 3
+    assert "high" not in found["winograd4"].parameters["precisions"]
+    assert found["tiles"].launches == 1
+    assert list(found)[-1] in ("plain", "tiles", "packed")
+    unary = Node("Unary", node.inputs[:1], node.inputs[:1], {"fn": "Relu"})
+    (only,) = device.candidates(NodeView(unary, tuple(types[:1]), tuple(types[:1]), {}))  # type: ignore[arg-type]
+    assert only.algorithm == "default"

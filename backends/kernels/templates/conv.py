@@ -143,10 +143,12 @@ def gather_panels(work: Lowering, node: Node, s: Geometry, block: Block) -> str:
     at = [b.let(b.load(starts, column + d * (all_panels * width))) for d in range(s.rank)]
     base = b.let((z * channels + channel) * b.scalar("volume"))
     target = b.let(((z * all_panels + panel) * channels + channel) * (taps * width) + own)
-    _gather(b, s, at, lambda index, inside, tap: b.store(
-        y, target + tap * width,
-        select(inside, b.load(x, b.let(select(inside, base + index, const(0)))), const(0.0, DType.F32)),
-    ))  # fmt: skip
+
+    def put(index: Expr, inside: Expr, tap: Expr) -> None:
+        value = b.let(b.load(x, b.let(select(inside, base + index, const(0)))))  # always: neighbours stay one vector
+        b.store(y, target + tap * width, select(inside, value, const(0.0, DType.F32)))
+
+    _gather(b, s, at, put)
     scalars = {"channels": s.channels, "panels": panels, **s.scalars("i", "d"), "volume": prod(s.size)}
     work.launch(
         node, b.build(), {"x": s.x, "starts": table, "y": made}, (panels, s.channels, s.batch * s.group), scalars
@@ -217,7 +219,14 @@ def _tiles(work: Lowering, node: Node, s: Geometry) -> None:
 
 
 def _winograd(size: int) -> Run:
-    return lambda work, node, s: winograd.convolution(work, node, s, size)
+    def run(work: Lowering, node: Node, s: Geometry) -> None:
+        winograd.convolution(work, node, s, size)
+
+    return run
+
+
+def _plain(work: Lowering, node: Node, s: Geometry) -> None:
+    direct(work, node, s.epilogue)
 
 
 ALGORITHMS: dict[str, Run] = {
@@ -226,5 +235,5 @@ ALGORITHMS: dict[str, Run] = {
     "depthwise": depthwise.convolution,
     "winograd2": _winograd(2),
     "winograd4": _winograd(4),
-    "plain": lambda work, node, s: direct(work, node, s.epilogue),
+    "plain": _plain,
 }
