@@ -106,11 +106,21 @@ class Lowering:
     def count(self, name: str) -> int:
         return prod(self.shape(name))
 
-    def algorithm(self, node: Node) -> str:
-        """The algorithm that the node's attribute or the caller asks for; empty: the template chooses."""
-        own = str(node.attrs.get("algorithm", "") or "")
-        found = own or self.algorithms.get(node.name) or self.algorithms.get(node.op, "")
-        return "" if found == "auto" else found
+    def algorithm(self, node: Node, known: Sequence[str]) -> str:
+        """The algorithm to take of those that apply (*known*, best first); ``direct``: the best that is not Winograd.
+
+        What the node's attribute or a choice by node name asks for must apply, else Declined; a choice by op is taken
+        wherever it does.
+        """
+        names = {"direct": next((k for k in known if not k.startswith("winograd")), "")}
+        asked = str(node.attrs.get("algorithm", "") or "") or self.algorithms.get(node.name, "")
+        if asked and asked != "auto":
+            if names.get(asked, asked) not in known:
+                raise Declined(f"algorithm '{asked}' does not apply, only {', '.join(known)}")
+            return names.get(asked, asked)
+        wide = self.algorithms.get(node.op, "")
+        wide = names.get(wide, wide)
+        return wide if wide in known else known[0]
 
     def temporary(self, dtype: DType, shape: Sequence[int], hint: str = "tmp") -> str:
         """A value of the template's own; its memory is planned like any other."""

@@ -86,9 +86,8 @@ def run_node(
     precision: str = "normal",
 ) -> tuple[Array, list[str]]:
     """The result, and the names of the kernels that ran."""
-    graph, fed = node_graph(op, inputs, out, attrs, constants)
-    algorithms = {op: algorithm} if algorithm else {}
-    program = device.compile(Segment(graph, precision=precision, algorithms=algorithms))
+    graph, fed = node_graph(op, inputs, out, {**attrs, "algorithm": algorithm} if algorithm else attrs, constants)
+    program = device.compile(Segment(graph, precision=precision))
     try:
         result = np.array(program.run(fed)[0])
         return result, [row["algorithm"] for row in program.describe()]

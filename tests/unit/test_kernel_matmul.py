@@ -67,6 +67,14 @@ def test_shapes_interpreted(algorithm: str, lanes: int) -> None:
             close(y, expected + (bias if len(b) > 1 else bias[0]), 1e-6)
 
 
+def test_empty_operands() -> None:
+    device = interpreted(Caps(STORAGE, lanes=16, cpu_like=True))
+    for a, b in (((0, 3), (3, 4)), ((2, 3), (3, 0)), ((2, 0), (0, 40))):
+        x, w = _pair(a, b)
+        y, _ = run_node(device, "MatMul", [x, w], (a[0], b[1]), {}, constants=(1,))
+        np.testing.assert_array_equal(y, x @ w)
+
+
 def test_interpreter_finds_what_devices_leave_undefined() -> None:
     def run(write: Callable[[KernelBuilder, Buffer, Registers], None]) -> None:
         b = KernelBuilder("bad", (2, 1, 1))
@@ -138,7 +146,7 @@ def test_other_types_take_the_plain_kernel(dtype: str) -> None:
     y, kernels = run_node(device, "MatMul", [x, w], (6, 33), {})
     assert kernels == ["matmul"]
     np.testing.assert_array_equal(y, x @ w)
-    with pytest.raises(BackendError, match="algorithm 'tiles' of"):
+    with pytest.raises(BackendError, match="algorithm 'tiles' does not apply"):
         run_node(device, "MatMul", [x, w], (6, 33), {}, algorithm="tiles")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnnpy.backends.base import NodeView
+from mnnpy.backends.base import NodeView, Segment
 from mnnpy.backends.kernels.driver import Caps
 from mnnpy.backends.kernels.templates.conv import ALGORITHMS
 from mnnpy.errors import BackendError
@@ -190,7 +190,7 @@ def test_precision_high_is_direct() -> None:
         )  # fmt: skip
         assert any("winograd" in k for k in kernels) == winograd
         close(y, case.expected(*operands), 3e-5 if winograd else 1e-6)
-    with pytest.raises(BackendError, match="precision 'high'"):
+    with pytest.raises(BackendError, match="algorithm 'winograd4' does not apply"):
         run_node(
             device, "Convolution", operands, (1, 64, 16, 16), case.attrs(), constants=(1, 2), precision="high",
             algorithm="winograd4",
@@ -224,3 +224,23 @@ def test_candidates(caps: Caps) -> None:
     unary = Node("Unary", node.inputs[:1], node.inputs[:1], {"fn": "Relu"})
     (only,) = device.candidates(NodeView(unary, tuple(types[:1]), tuple(types[:1]), {}))  # type: ignore[arg-type]
     assert only.algorithm == "default"
+
+
+def test_a_choice_by_op_is_taken_where_it_applies() -> None:
+    """Unlike the attribute of a node, which must apply."""
+    device = interpreted(DEVICES["gpu"])
+    for case, kernels in ((TINY["3x3"], 3), (TINY["1x1"], 1)):
+        operands = case.operands()
+        graph, fed = node_graph("Convolution", list(operands), case.expected(*operands).shape, case.attrs(), (1, 2))
+        program = device.compile(Segment(graph, algorithms={"Convolution": "winograd2"}))
+        assert len(program.describe()) == kernels
+        close(np.array(program.run(fed)[0]), case.expected(*operands), 1e-5)
+
+
+def test_empty_tensors() -> None:
+    device = interpreted(DEVICES["cpu16"])
+    case = Case((0, 3, 6, 7), (5, 3, 1, 1))
+    x, w, bias = case.operands()
+    y, kernels = run_node(device, "Convolution", [x, w, bias], (0, 5, 6, 7), case.attrs(), constants=(1, 2))
+    assert y.shape == (0, 5, 6, 7)
+    assert not kernels

@@ -16,7 +16,7 @@ import numpy as np
 from mnnpy.backends.kernels.builder import KernelBuilder
 from mnnpy.backends.kernels.driver import Caps
 from mnnpy.backends.kernels.ir import Expr, const, select
-from mnnpy.backends.kernels.lowering import Declined, Lowering, choices, template
+from mnnpy.backends.kernels.lowering import Lowering, choices, template
 from mnnpy.backends.kernels.templates import depthwise, winograd
 from mnnpy.backends.kernels.templates.geometry import Geometry, column_starts
 from mnnpy.backends.kernels.templates.packed import Block, choose_block, packed_product, row_panels
@@ -36,18 +36,9 @@ GATHERED, TRANSFORMED = 40.0, 40.0
 
 @template("Convolution")
 def convolution(work: Lowering, node: Node) -> None:
-    """``algorithm`` forces one of ``ALGORITHMS``; ``direct`` any but Winograd."""
-    shape = Geometry.of(work, node)
-    forced = work.algorithm(node)
-    if forced in ALGORITHMS:
-        reason = refusal(work, shape, forced)
-        if reason:
-            raise Declined(f"algorithm '{forced}' does not apply: {reason}")
-        chosen = forced
-    else:
-        ranked = [name for name, _ in candidates(work, node)]
-        chosen = next(a for a in ranked if not (forced == "direct" and a.startswith("winograd")))
-    ALGORITHMS[chosen](work, node, shape)
+    """The best of ``candidates``, or what ``algorithm`` asks for."""
+    chosen = work.algorithm(node, [name for name, _ in candidates(work, node)])
+    ALGORITHMS[chosen](work, node, Geometry.of(work, node))
 
 
 @choices("Convolution")
@@ -64,6 +55,8 @@ def refusal(work: Lowering, shape: Geometry, algorithm: str) -> str:
         return ""
     if shape.dtype not in _FAST:
         return f"it has no kernel of {shape.dtype}"
+    if not shape.rows * shape.depth * shape.positions * shape.batch:
+        return "it has no kernel of empty tensors"
     if algorithm == "depthwise":
         return "" if shape.channels == 1 and shape.rank == 2 else "it wants one channel per group and 2 spatial dims"
     if algorithm.startswith("winograd"):

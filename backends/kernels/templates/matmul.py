@@ -7,7 +7,7 @@ from math import prod
 
 from mnnpy.backends.kernels.builder import KernelBuilder
 from mnnpy.backends.kernels.ir import const, register_type
-from mnnpy.backends.kernels.lowering import Declined, Lowering, choices, template
+from mnnpy.backends.kernels.lowering import Lowering, choices, template
 from mnnpy.backends.kernels.templates.elementwise import collapse
 from mnnpy.backends.kernels.templates.epilogue import Epilogue
 from mnnpy.backends.kernels.templates.packed import choose_block, column_panels, pack_columns, packed_product
@@ -30,12 +30,8 @@ PACKED, LAUNCH, PLAIN, FOREIGN = 40.0, 4096.0, 20.0, 50.0
 @template("MatMul")
 def matmul(work: Lowering, node: Node) -> None:
     """Chooses a shape by device and sizes; ``algorithm`` forces one of ``ALGORITHMS``."""
-    forced = work.algorithm(node)
-    known = [name for name, _ in candidates(work, node)]
-    if forced in ALGORITHMS and forced not in known:
-        raise Declined(f"algorithm '{forced}' of {work.dtype(node.inputs[0])} has no kernel")
-    run = {"packed": _packed, "tiles": _tiles, "plain": _plain}[forced if forced in ALGORITHMS else known[0]]
-    run(work, _product(work, node))
+    chosen = work.algorithm(node, [name for name, _ in candidates(work, node)])
+    {"packed": _packed, "tiles": _tiles, "plain": _plain}[chosen](work, _product(work, node))
 
 
 @choices("MatMul")
@@ -43,7 +39,7 @@ def candidates(work: Lowering, node: Node) -> list[tuple[str, float]]:
     """Panels on CPU-like devices, tiles elsewhere, the plain kernel where there is little to reuse."""
     p = _product(work, node)
     flops = 2.0 * p.m * p.n * p.k * p.count
-    if work.dtype(p.a) not in _FAST:
+    if work.dtype(p.a) not in _FAST or not flops:
         return [("plain", flops)]
     block, tile = choose_block(work.caps, p.m, p.n), choose_tile(work.caps, p.m, p.n, p.count)
     packing = 0.0 if p.b in work.constants else PACKED * p.k * p.n * prod(work.shape(p.b)[:-2])
