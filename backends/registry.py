@@ -109,7 +109,10 @@ class Registry:
         return found
 
     def open(self, spec: str, **options: Any) -> Device:
-        """Open ``"name"`` (its first usable device), ``"name:index"`` or ``"name:device"``."""
+        """Open ``"name"`` (its first usable device), ``"name:index"`` or ``"name:device"``.
+
+        A device may be called by any part of its name (or of its platform's) that only one usable device has.
+        """
         name, _, wanted = spec.partition(":")
         provider = self.get(name)
         devices = self._devices_of(self._entry(name), provider)
@@ -132,6 +135,10 @@ class Registry:
         for info in devices:
             if wanted in (str(info.index), info.name):
                 return info
+        part = wanted.casefold()
+        near = [d for d in devices if d.available and part in f"{d.facts.get('platform', '')} {d.name}".casefold()]
+        if len(near) == 1:
+            return near[0]
         known = ", ".join(f"{d.index} ({d.name})" for d in devices)
         raise BackendUnavailableError(f"backend '{name}' has no device '{wanted}'; it has {known}")
 

@@ -5,11 +5,13 @@ The interface is narrow so that tests can put an emulator behind the unchanged e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from mnnpy.backends.kernels.driver import Gemm
 from mnnpy.graph.ir import Array
 
 __all__ = ["CudaApi", "CupyApi", "probe"]
@@ -19,6 +21,7 @@ class CudaApi(Protocol):
     """One device and one stream. Errors are raised as the library's own exceptions (``errors``)."""
 
     errors: tuple[type[Exception], ...]
+    libraries: frozenset[str]  #: which ``Gemm`` calls it runs by cuBLAS
 
     def facts(self) -> dict[str, Any]:
         """name, compute capability, multiprocessors, shared memory per block, memory, driver version."""
@@ -42,6 +45,10 @@ class CudaApi(Protocol):
 
     def launch(self, function: Any, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
         """Arguments are numpy scalars; pointers as uint64."""
+        ...
+
+    def gemm(self, gemm: Gemm, a: int, b: int, c: int) -> None:
+        """A library product on addresses, in order with the launches; not while capturing."""
         ...
 
     def capture(self) -> None:
@@ -71,7 +78,10 @@ def probe() -> list[dict[str, Any]]:
 
 
 class CupyApi:
-    """``CudaApi`` by CuPy."""
+    """``CudaApi`` by CuPy. One stream; memory from a pool of its own, given back to the system when a program ends."""
+
+    #: cuBLAS in full f32 (CuPy leaves TF32 off), and in f16 with f32 sums.
+    libraries = frozenset({"gemm_f32", "gemm_f16"})
 
     def __init__(self, index: int) -> None:
         import cupy
@@ -101,12 +111,14 @@ class CupyApi:
         }
 
     def allocate(self, size: int) -> Any:
-        with self._device:
+        with self._device, self._stream:
             return self._pool.malloc(size)
 
     def free(self, memory: Any) -> None:
-        del memory  # the pool takes it back with the last reference
-        self._pool.free_all_blocks()
+        with self._device:
+            self._stream.synchronize()
+            memory.mem.free()  # to the pool, then to the system
+            self._pool.free_all_blocks()
 
     def to_device(self, memory: Any, offset: int, array: Array) -> None:
         with self._device:
@@ -124,12 +136,30 @@ class CupyApi:
 
     def compile(self, source: str, name: str) -> Any:
         with self._device:
+            # NVRTC builds for the device's own capability, and CuPy keeps cubins on disk by source and versions.
             module = self._cupy.RawModule(code=source, options=("--std=c++17",), backend="nvrtc")
             return module.get_function(name)
 
     def launch(self, function: Any, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
         with self._device, self._stream:
             function(tuple(grid), tuple(block), tuple(arguments))
+
+    def gemm(self, gemm: Gemm, a: int, b: int, c: int) -> None:
+        dtype = np.float16 if gemm.name == "gemm_f16" else np.float32
+        size = np.dtype(dtype).itemsize
+        with self._device, self._stream:
+            x = self._array(a, (gemm.batch, gemm.m, gemm.k), dtype, size)
+            rows, columns = (gemm.n, gemm.k) if gemm.transposed else (gemm.k, gemm.n)
+            y = self._array(b, (1 if gemm.shared else gemm.batch, rows, columns), dtype, size)
+            out = self._array(c, (gemm.batch, gemm.m, gemm.n), dtype, size)
+            if gemm.shared:  # one product of all rows
+                x, y, out = x.reshape(-1, gemm.k), y[0], out.reshape(-1, gemm.n)
+            self._cupy.matmul(x, y.swapaxes(-1, -2) if gemm.transposed else y, out=out)
+
+    def _array(self, address: int, shape: tuple[int, ...], dtype: Any, size: int) -> Any:
+        """A view of device memory that belongs to a program."""
+        memory = self._cupy.cuda.UnownedMemory(address, size * math.prod(shape), self, self._device.id)
+        return self._cupy.ndarray(shape, dtype, self._cupy.cuda.MemoryPointer(memory, 0))
 
     def capture(self) -> None:
         with self._device:

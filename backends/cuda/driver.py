@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mnnpy.backends.cuda.api import CudaApi, pointer
-from mnnpy.backends.kernels.driver import Binding, Caps, Launch
+from mnnpy.backends.kernels.driver import Binding, Caps, Gemm, Launch
+from mnnpy.backends.kernels.executor import Executor
 from mnnpy.backends.kernels.ir import Kernel
 from mnnpy.backends.kernels.render_cuda import CudaRenderer
 from mnnpy.errors import BackendError
@@ -21,6 +24,12 @@ __all__ = ["CudaDriver"]
 _SCALARS: dict[DType, Callable[[Any], Any]] = {DType.I32: np.int32, DType.U32: np.uint32, DType.F32: np.float32}
 #: Blocks along y and z; x reaches 2^31.
 _MAX_YZ = 65535
+#: Errors after which a context is unusable: a kernel crashed, or the device fell off the bus.
+_LOST = (
+    "cudaErrorIllegalAddress", "cudaErrorLaunchFailure", "cudaErrorDeviceUnavailable", "cudaErrorECCUncorrectable",
+    "cudaErrorHardwareStackError", "cudaErrorIllegalInstruction", "cudaErrorMisalignedAddress", "cudaErrorContained",
+    "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_DEVICE_UNAVAILABLE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +38,7 @@ class _Built:
     kernel: Kernel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Memory:
     """An allocation; the library's own object does not tell its size."""
 
@@ -39,48 +48,42 @@ class _Memory:
 
 @dataclass(slots=True)
 class _Recording:
-    calls: list[tuple[Any, tuple[int, int, int], tuple[int, int, int], tuple[Any, ...]]]
-    graph: Any = None
+    """Calls in order; *parts* are graphs of several kernel launches, and calls of a library between them."""
+
+    calls: list[Callable[[], None]]
+    parts: list[Callable[[], None]]
 
 
-class CudaDriver:
+class CudaDriver(Executor):
     """``Driver`` on one CUDA device."""
+
+    backend = "cuda"
 
     def __init__(self, api: CudaApi) -> None:
         self._api = api
         facts = api.facts()
-        self.name = str(facts["name"])
+        super().__init__(str(facts["name"]), api.errors)
         self._built: dict[str, Any] = {}
-        self._allocated = 0
         self.caps = Caps(
             features=frozenset({"f64", "f64_math", "i64", "storage8", "storage16", "atomics"}),
             max_group=1024,
             local_memory=int(facts["shared"]),
+            max_bindings=200,  # 4 KiB of parameters
             max_buffer=min(int(facts["memory"]), 2**31 - 1),  # indices are 32-bit
+            max_allocation=int(facts["memory"]),
             alignment=256,
             units=int(facts["multiprocessors"]),
             subgroup=32,
+            libraries=api.libraries,
             facts=facts,
         )
 
-    def allocate(self, size: int) -> _Memory:
-        try:
-            block = self._api.allocate(size)
-        except self._api.errors as error:
-            raise BackendError(
-                f"backend 'cuda': {size} bytes cannot be allocated on '{self.name}' ({error}); "
-                "use smaller inputs or close other sessions"
-            ) from error
-        self._allocated += size
-        return _Memory(block, size)
+    def _allocate(self, size: int) -> _Memory:
+        return _Memory(self._api.allocate(size), size)
 
-    def free(self, memory: _Memory) -> None:
-        self._allocated -= memory.size
-        self._api.free(memory.block)
-
-    @property
-    def allocated(self) -> int:
-        return self._allocated
+    def _free(self, memory: _Memory) -> None:
+        block, memory.block = memory.block, None
+        self._api.free(block)
 
     def upload(self, target: Binding, array: Array) -> None:
         self._try("upload", lambda: self._api.to_device(target.memory.block, target.offset, array))
@@ -89,6 +92,7 @@ class CudaDriver:
         self._try("download", lambda: self._api.to_host(source.memory.block, source.offset, array))
 
     def compile(self, kernels: Sequence[Kernel]) -> list[_Built]:
+        self.check()
         found = []
         for kernel in kernels:
             source = CudaRenderer(kernel).source()
@@ -96,6 +100,7 @@ class CudaDriver:
                 try:
                     self._built[source] = self._api.compile(source, kernel.name)
                 except self._api.errors as error:
+                    self._raise_if_lost(error)
                     raise BackendError(
                         f"backend 'cuda': kernel '{kernel.name}' does not compile for '{self.name}': {error}\n{source}"
                     ) from error
@@ -103,43 +108,71 @@ class CudaDriver:
         return found
 
     def record(self, launches: Sequence[Launch]) -> _Recording:
-        calls = [self._call(launch) for launch in launches]
-        recording = _Recording(calls)
-        if calls:
-            self._api.capture()
-            try:
-                for call in calls:
-                    self._api.launch(*call)
-            finally:
-                recording.graph = self._try("capturing launches", self._api.captured)
+        """Runs of launches become graphs; libraries cannot be captured and stay calls between them."""
+        recording = _Recording([], [])
+        run: list[Callable[[], None]] = []
+        for launch in launches:
+            if launch.library is not None and launch.library.name in self.caps.libraries:
+                self._close_run(recording, run)
+                call = self._library(launch, launch.library)
+                recording.parts.append(call)
+            else:
+                call = self._call(launch)
+                run.append(call)
+            recording.calls.append(call)
+        self._close_run(recording, run)
         return recording
 
-    def _call(self, launch: Launch) -> tuple[Any, tuple[int, int, int], tuple[int, int, int], tuple[Any, ...]]:
+    def _close_run(self, recording: _Recording, run: list[Callable[[], None]]) -> None:
+        if not run:
+            return
+        self._try("capturing launches", self._api.capture)
+        try:
+            for call in run:
+                self._try("capturing launches", call)
+        except BaseException:
+            with contextlib.suppress(*self._errors):
+                self._api.captured()
+            raise
+        graph = self._try("capturing launches", self._api.captured)
+        recording.parts.append(partial(self._api.replay, graph))
+        run.clear()
+
+    def _call(self, launch: Launch) -> Callable[[], None]:
         built: _Built = launch.kernel
         kinds = [t for _, t in built.kernel.scalars]
         arguments = [pointer(b.memory.block, b.offset) for b in launch.buffers]
         arguments += [_SCALARS[t](v) for t, v in zip(kinds, launch.scalars, strict=True)]
         if max(launch.groups[1:]) > _MAX_YZ:
             raise BackendError(f"backend 'cuda': kernel '{built.kernel.name}' wants a grid of {launch.groups} blocks")
-        return built.function, launch.groups, built.kernel.local, tuple(arguments)
+        return partial(self._api.launch, built.function, launch.groups, built.kernel.local, tuple(arguments))
+
+    def _library(self, launch: Launch, gemm: Gemm) -> Callable[[], None]:
+        a, b, c = (int(pointer(launch.buffers[k].memory.block, launch.buffers[k].offset)) for k in gemm.operands)
+        return partial(self._api.gemm, gemm, a, b, c)
 
     def submit(self, recording: _Recording) -> None:
-        if recording.graph is not None:
-            self._try("replaying a graph", lambda: self._api.replay(recording.graph))
+        def replay() -> None:
+            for part in recording.parts:
+                part()
+
+        self._try("launching", replay)
 
     def synchronize(self) -> None:
         self._try("waiting", self._api.synchronize)
 
     def time(self, recording: _Recording) -> list[float]:
-        return [self._api.elapsed(lambda c=call: self._api.launch(*c)) for call in recording.calls]
+        return [float(self._try("timing", partial(self._api.elapsed, call))) for call in recording.calls]
 
-    def release(self, recording: _Recording) -> None:
-        self.synchronize()
-        recording.calls.clear()
-        recording.graph = None
-
-    def _try(self, what: str, call: Callable[[], Any]) -> Any:
+    def _release(self, recording: _Recording) -> None:
         try:
-            return call()
-        except self._api.errors as error:
-            raise BackendError(f"backend 'cuda' on '{self.name}', {what}: {error}") from error
+            self._api.synchronize()
+        finally:
+            recording.calls.clear()
+            recording.parts.clear()
+
+    def _shutdown(self) -> None:
+        self._built.clear()
+
+    def _is_loss(self, error: Exception) -> bool:
+        return any(word in str(error) for word in _LOST)

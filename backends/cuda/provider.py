@@ -6,6 +6,7 @@ from typing import Any
 
 from mnnpy.backends.base import API_VERSION, DeviceInfo
 from mnnpy.backends.kernels.device import KernelDevice
+from mnnpy.backends.kernels.executor import after_fork, used
 from mnnpy.errors import BackendUnavailableError
 
 __all__ = ["CudaBackend"]
@@ -20,6 +21,8 @@ class CudaBackend:
     name = "cuda"
 
     def devices(self) -> list[DeviceInfo]:
+        if reason := after_fork(self.name):
+            return [DeviceInfo(self.name, "cuda", unavailable=reason)]
         try:
             from mnnpy.backends.cuda.api import probe
 
@@ -27,6 +30,7 @@ class CudaBackend:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}; {REMEDY}"
             return [DeviceInfo(self.name, "cuda", unavailable=reason)]
+        used(self.name)
         return [DeviceInfo(self.name, str(f["name"]), k, facts=f) for k, f in enumerate(found)]
 
     def open(self, info: DeviceInfo, **options: Any) -> KernelDevice:

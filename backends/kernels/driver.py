@@ -6,13 +6,15 @@ An executor (OpenCL, Vulkan, CUDA, Metal) implements ``Driver`` and nothing else
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 from mnnpy.backends.kernels.ir import Kernel
 from mnnpy.graph.ir import Array
 
-__all__ = ["Binding", "Caps", "Driver", "Launch"]
+__all__ = ["Binding", "Caps", "Driver", "Gemm", "Launch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +24,17 @@ class Caps:
     features: frozenset[str] = frozenset()
     max_group: int = 256
     local_memory: int = 32 << 10
+    max_axes: tuple[int, int, int] = (1024, 1024, 64)  #: of the work group
+    max_bindings: int = 30  #: buffers of a kernel
     max_buffer: int = 128 << 20  #: largest range that one binding may cover
+    max_allocation: int = 1 << 62
     alignment: int = 256  #: of offsets into the arena
     lanes: int = 1  #: widest vector that pays; above 4 the device is a CPU that wants explicit vectors
     cpu_like: bool = False  #: local memory and barriers cost more than they save
     unified: bool = False  #: host and device share memory
     subgroup: int = 0
     units: int = 1  #: compute units
+    libraries: frozenset[str] = frozenset()  #: names of ``Gemm`` calls that the driver runs by the vendor's library
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -42,6 +48,25 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
+class Gemm:
+    """What a launch computes, for drivers that have a library for it: C = A·B, all three dense and row-major.
+
+    *operands* are the positions of A [batch, m, k], B [batch or 1, k, n] and C [batch, m, n] among the buffers of the
+    launch; *transposed* says that B is stored [.., n, k]. A template attaches it where the kernel does just that, in
+    strict f32 or f16; the kernel itself stays the meaning, and what every other driver runs.
+    """
+
+    name: str  #: ``gemm_f32`` or ``gemm_f16``: what ``Caps.libraries`` lists
+    m: int
+    n: int
+    k: int
+    batch: int = 1
+    shared: bool = True  #: B has no batch
+    transposed: bool = False
+    operands: tuple[int, int, int] = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """A compiled kernel, its buffers in the kernel's order, scalars, and the number of work groups."""
 
@@ -49,18 +74,28 @@ class Launch:
     buffers: tuple[Binding, ...]
     scalars: tuple[int | float, ...]
     groups: tuple[int, int, int]
+    library: Gemm | None = None
 
 
 class Driver(Protocol):
-    """An opened device. Methods raise BackendError with the driver's own words; nothing is printed."""
+    """An opened device. Methods raise BackendError with the driver's own words; nothing is printed.
+
+    Callers hold *building* around ``compile`` and *turn* around everything else; ``retire`` needs neither.
+    """
 
     caps: Caps
+    building: Lock
+
+    @property
+    def turn(self) -> AbstractContextManager[None]: ...
 
     def allocate(self, size: int) -> Any:
         """Device memory of *size* bytes. Raises BackendError where there is none left."""
         ...
 
-    def free(self, memory: Any) -> None: ...
+    def free(self, memory: Any) -> None:
+        """Never raises."""
+        ...
 
     def upload(self, target: Binding, array: Array) -> None:
         """Copy a contiguous array to the device (ordered before later submissions)."""
@@ -93,7 +128,13 @@ class Driver(Protocol):
         """Seconds of each launch of one submission, by the device's timer where there is one, in order."""
         ...
 
-    def release(self, recording: Any) -> None: ...
+    def release(self, recording: Any) -> None:
+        """Never raises."""
+        ...
+
+    def retire(self, recording: Any, memory: Sequence[Any]) -> None:
+        """Release and free now, or when whoever uses the queue leaves; for the garbage collector."""
+        ...
 
     @property
     def allocated(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from mnnpy.backends.kernels.driver import Caps
+from mnnpy.backends.kernels.driver import Caps, Gemm
 from mnnpy.backends.kernels.ir import Kernel
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Node, TensorType
@@ -64,6 +64,7 @@ class Step:
     scalars: tuple[int | float, ...]
     groups: tuple[int, int, int]
     writes: tuple[str, ...]
+    library: Gemm | None = None  #: the same by a vendor's library, which a driver may call instead
 
 
 @dataclass(slots=True)
@@ -89,11 +90,26 @@ class Lowering:
         before = len(self.steps)
         found(self, node)
         for step in self.steps[before:]:
+            self._fits(step.kernel)
             missing = step.kernel.features() - self.caps.features
             if missing:
                 raise Declined(
                     f"the device lacks {', '.join(sorted(missing))}, which kernel '{step.kernel.name}' needs"
                 )
+
+    def _fits(self, kernel: Kernel) -> None:
+        """Limits of the device."""
+        caps = self.caps
+        local = sum(a.size * a.type.lanes * a.type.dtype.itemsize for a in kernel.arrays if a.space == "local")
+        for what, size, limit in (
+            ("work items a group", prod(kernel.local), caps.max_group),
+            *((f"work items along {x}", n, m) for x, n, m in zip("xyz", kernel.local, caps.max_axes, strict=True)),
+            ("bytes of local memory", local, caps.local_memory),
+            ("buffers", len(kernel.buffers), caps.max_bindings),
+            ("scalars", len(kernel.scalars), 32),
+        ):
+            if size > limit:
+                raise Declined(f"kernel '{kernel.name}' needs {size} {what}, the device has {limit}")
 
     # -- what templates ask --
 
@@ -154,6 +170,7 @@ class Lowering:
         buffers: Mapping[str, str],
         groups: int | tuple[int, int, int],
         scalars: Mapping[str, int | float] | None = None,
+        library: Gemm | None = None,
     ) -> None:
         """Append a launch: *buffers* maps the kernel's buffer names to values, *groups* counts work groups."""
         wanted = [b.name for b in kernel.buffers]
@@ -179,6 +196,7 @@ class Lowering:
                 tuple(given[n] for n, _ in kernel.scalars),
                 size,
                 tuple(buffers[b.name] for b in kernel.buffers if "w" in b.access),
+                library,
             )
         )
 

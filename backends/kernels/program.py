@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -21,7 +20,8 @@ __all__ = ["KernelProgram"]
 class KernelProgram:
     """Steps with their memory. Inputs are uploaded, outputs downloaded; everything between stays on the device.
 
-    Memory: one allocation for constants, one arena for inputs, intermediates and outputs.
+    Memory: one allocation for constants, one arena for inputs, intermediates and outputs; more of them where a device
+    limits the size of one. Programs of a driver take turns.
     """
 
     def __init__(self, driver: Driver, graph: Graph, work: Lowering) -> None:
@@ -29,7 +29,6 @@ class KernelProgram:
         self._graph = graph
         self._steps = work.steps
         self._types = work.types
-        self._lock = threading.Lock()
         self._memory: list[Any] = []
         self._recording: Any = None
         self._closed = False
@@ -37,13 +36,15 @@ class KernelProgram:
         constants |= {name: make() for name, make in work.late.items()}
         self._aliases = work.views  # value → the value whose memory it is
         try:
-            handles = _compile(driver, work.steps)
-            self._weights, places = self._place_constants(constants)
-            self._arena, more = self._place_arena(set(constants))
-            places.update(more)
-            self._places = places
-            launches = [self._launch(s, h, places) for s, h in zip(work.steps, handles, strict=True)]
-            self._recording = driver.record(launches)
+            with driver.building:
+                handles = _compile(driver, work.steps)
+            with driver.turn:
+                self._weights, places = self._place_constants(constants)
+                self._arena, more = self._place_arena(set(constants))
+                places.update(more)
+                self._places = places
+                launches = [self._launch(s, h, places) for s, h in zip(work.steps, handles, strict=True)]
+                self._recording = driver.record(launches)
         except BaseException:
             self.close()
             raise
@@ -56,21 +57,18 @@ class KernelProgram:
         return memory
 
     def _place_constants(self, constants: Mapping[str, Array]) -> tuple[int, dict[str, Binding]]:
-        places: dict[str, Binding] = {}
         align = self._driver.caps.alignment
-        offset = 0
-        sizes: dict[str, int] = {}
-        for name, array in constants.items():
-            sizes[name] = offset
-            offset += _round(array.nbytes, align)
-        memory = self._allocate(offset)
-        for name, array in constants.items():
-            if name in self._aliases:
-                continue
-            places[name] = Binding(memory, sizes[name], array.nbytes)
-            if array.nbytes:
-                self._driver.upload(places[name], np.ascontiguousarray(array))
-        return offset, places
+        sizes = {n: _round(a.nbytes, align) for n, a in constants.items() if n not in self._aliases}
+        places: dict[str, Binding] = {}
+        for names in _chunks(sizes, self._driver.caps.max_allocation):
+            memory, offset = self._allocate(sum(sizes[n] for n in names)), 0
+            for name in names:
+                array = constants[name]
+                places[name] = Binding(memory, offset, array.nbytes)
+                offset += sizes[name]
+                if array.nbytes:
+                    self._driver.upload(places[name], np.ascontiguousarray(array))
+        return sum(sizes.values()), places
 
     def _place_arena(self, constants: set[str]) -> tuple[int, dict[str, Binding]]:
         """Inputs live from the start, outputs to the end, others from first write to last use."""
@@ -91,9 +89,13 @@ class KernelProgram:
                 last_use[root] = last
         align = self._driver.caps.alignment
         intervals = [Interval(n, _round(self._bytes(n), align), first_use[n], last_use[n]) for n in first_use]
-        offsets, total = place(intervals)
-        memory = self._allocate(total)
-        return total, {n: Binding(memory, offsets[n], self._bytes(n)) for n in first_use}
+        places: dict[str, Binding] = {}
+        arena = 0
+        for offsets, total in _arenas(intervals, self._driver.caps.max_allocation):
+            memory = self._allocate(total)
+            places |= {n: Binding(memory, at, self._bytes(n)) for n, at in offsets.items()}
+            arena += total
+        return arena, places
 
     def _root(self, name: str) -> str:
         while name in self._aliases:
@@ -106,13 +108,13 @@ class KernelProgram:
 
     def _launch(self, step: Step, handle: Any, places: Mapping[str, Binding]) -> Launch:
         buffers = tuple(places[self._root(n)] for n in step.buffers)
-        return Launch(handle, buffers, step.scalars, step.groups)
+        return Launch(handle, buffers, step.scalars, step.groups, step.library)
 
     # -- running --
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays; returns new arrays. One call at a time uses the device memory of a program."""
-        with self._lock:
+        with self._driver.turn:
             self._feed(inputs)
             self._driver.submit(self._recording)
             return self._fetch()
@@ -135,7 +137,7 @@ class KernelProgram:
 
     def time(self, inputs: Sequence[Any]) -> float:
         """Wall seconds of one run without transfers."""
-        with self._lock:
+        with self._driver.turn:
             self._feed(inputs)
             self._driver.synchronize()
             begin = time.perf_counter()
@@ -145,7 +147,7 @@ class KernelProgram:
 
     def profile(self, inputs: Sequence[Any]) -> list[tuple[str, str, str, float, float]]:
         """One run, launch by launch: (op, node, kernel, start seconds, duration seconds)."""
-        with self._lock:
+        with self._driver.turn:
             self._feed(inputs)
             found, at = [], 0.0
             for step, seconds in zip(self._steps, self._driver.time(self._recording), strict=True):
@@ -172,11 +174,10 @@ class KernelProgram:
         if self._closed:
             return
         self._closed = True
-        if self._recording is not None:
-            self._driver.release(self._recording)
-            self._recording = None
-        while self._memory:
-            self._driver.free(self._memory.pop())
+        recording, memory = self._recording, self._memory
+        self._recording, self._memory = None, []
+        if recording is not None or memory:
+            self._driver.retire(recording, memory)
 
     def __del__(self) -> None:
         if not self.__dict__.get("_closed", True):
@@ -190,6 +191,28 @@ def _static(t: TensorType) -> tuple[int, ...]:
 
 def _round(size: int, align: int) -> int:
     return (size + align - 1) // align * align
+
+
+def _chunks(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in order, in groups whose sizes sum up to *limit* at most (a larger one stays alone)."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not groups or size > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def _arenas(intervals: Sequence[Interval], limit: int) -> list[tuple[Mapping[str, int], int]]:
+    """Offsets and size of one arena, or of several where one would exceed *limit*."""
+    offsets, total = place(intervals)
+    if total <= limit or len(intervals) < 2:
+        return [(offsets, total)]
+    half = len(intervals) // 2
+    return _arenas(intervals[:half], limit) + _arenas(intervals[half:], limit)
 
 
 def _read(steps: Sequence[Step], graph: Graph) -> set[str]:

@@ -10,12 +10,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mnnpy.backends.kernels.driver import Gemm
 from mnnpy.graph.ir import Array
 
-__all__ = ["MetalApi", "MetalError", "PyobjcApi", "probe"]
+__all__ = ["Dispatch", "GemmCall", "MetalApi", "MetalError", "PyobjcApi", "probe"]
 
 #: buffers with offsets, bytes of the scalars, groups, work items per group
 Dispatch = tuple[Any, Sequence[tuple[Any, int]], bytes, tuple[int, int, int], tuple[int, int, int]]
+#: a product by the library; A, B and C as buffers with offsets
+GemmCall = tuple[Gemm, tuple[Any, int], tuple[Any, int], tuple[Any, int]]
 
 
 class MetalError(RuntimeError):
@@ -24,6 +27,8 @@ class MetalError(RuntimeError):
 
 class MetalApi(Protocol):
     """One device and one command queue. Raises MetalError."""
+
+    libraries: frozenset[str]  #: which ``Gemm`` calls it runs by Metal Performance Shaders
 
     def facts(self) -> dict[str, Any]:
         """name, threads per group, threadgroup memory, largest buffer, unified."""
@@ -41,8 +46,8 @@ class MetalApi(Protocol):
         """A compute pipeline."""
         ...
 
-    def encode(self, dispatches: Sequence[Dispatch]) -> Any:
-        """A command buffer with one encoder; dispatches run in order."""
+    def encode(self, dispatches: Sequence[Dispatch | GemmCall]) -> Any:
+        """A command buffer; dispatches run in order."""
         ...
 
     def commit(self, command: Any) -> None: ...
@@ -63,14 +68,28 @@ def probe() -> list[dict[str, Any]]:
 
 
 class PyobjcApi:
-    """``MetalApi`` by pyobjc. Buffers are in shared storage: Apple GPUs use the processor's memory."""
+    """``MetalApi`` by pyobjc. Each call has an autorelease pool: Python threads have none, and would leak.
+
+    Buffers are in shared storage: Apple GPUs use the processor's memory. On cards of Intel Macs that is slow, correct.
+    """
 
     def __init__(self, index: int) -> None:
         import Metal
+        import objc
 
         self._metal = Metal
+        self._pool = objc.autorelease_pool
         self._device = Metal.MTLCopyAllDevices()[index]
         self._queue = self._device.newCommandQueue()
+        try:
+            import MetalPerformanceShaders as Shaders
+
+            self._shaders: Any = Shaders
+        except ImportError:
+            self._shaders = None
+        usable = self._shaders is not None and self._shaders.MPSSupportsMTLDevice(self._device)
+        self.libraries = frozenset({"gemm_f32", "gemm_f16"}) if usable else frozenset()
+        self._products: dict[Gemm, Any] = {}
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -82,7 +101,8 @@ class PyobjcApi:
         }
 
     def new_buffer(self, size: int) -> Any:
-        buffer = self._device.newBufferWithLength_options_(size, self._metal.MTLResourceStorageModeShared)
+        with self._pool():
+            buffer = self._device.newBufferWithLength_options_(size, self._metal.MTLResourceStorageModeShared)
         if buffer is None:
             raise MetalError(f"no buffer of {size} bytes")
         return buffer
@@ -94,36 +114,78 @@ class PyobjcApi:
         return np.frombuffer(buffer.contents().as_buffer(size), np.uint8)
 
     def compile(self, source: str, name: str) -> Any:
-        options = self._metal.MTLCompileOptions.new()
-        options.setFastMathEnabled_(False)
-        library, error = self._device.newLibraryWithSource_options_error_(source, options, None)
-        if library is None:
-            raise MetalError(str(error))
-        function = library.newFunctionWithName_(name)
-        pipeline, error = self._device.newComputePipelineStateWithFunction_error_(function, None)
-        if pipeline is None:
-            raise MetalError(str(error))
-        return pipeline
+        with self._pool():
+            options = self._metal.MTLCompileOptions.new()
+            options.setFastMathEnabled_(False)
+            library, error = self._device.newLibraryWithSource_options_error_(source, options, None)
+            if library is None:
+                raise MetalError(str(error))
+            function = library.newFunctionWithName_(name)
+            pipeline, error = self._device.newComputePipelineStateWithFunction_error_(function, None)
+            if pipeline is None:
+                raise MetalError(str(error))
+            return pipeline
 
-    def encode(self, dispatches: Sequence[Dispatch]) -> Any:
-        command = self._queue.commandBuffer()
-        encoder = command.computeCommandEncoder()
-        for pipeline, buffers, scalars, groups, local in dispatches:
-            encoder.setComputePipelineState_(pipeline)
-            for k, (buffer, offset) in enumerate(buffers):
-                encoder.setBuffer_offset_atIndex_(buffer, offset, k)
-            if scalars:
-                encoder.setBytes_length_atIndex_(scalars, len(scalars), len(buffers))
-            size = self._metal.MTLSizeMake
-            encoder.dispatchThreadgroups_threadsPerThreadgroup_(size(*groups), size(*local))
-        encoder.endEncoding()
-        return command
+    def encode(self, dispatches: Sequence[Dispatch | GemmCall]) -> Any:
+        size, bound = self._metal.MTLSizeMake, None
+        with self._pool():
+            command = self._queue.commandBuffer()
+            encoder: Any = None
+            for item in dispatches:
+                if len(item) == 4:  # a library makes encoders of its own
+                    if encoder is not None:
+                        encoder.endEncoding()
+                        encoder, bound = None, None
+                    self._product(command, item)
+                    continue
+                pipeline, buffers, scalars, groups, local = item
+                if encoder is None:
+                    encoder = command.computeCommandEncoder()
+                if pipeline is not bound:
+                    encoder.setComputePipelineState_(pipeline)
+                    bound = pipeline
+                for k, (buffer, offset) in enumerate(buffers):
+                    encoder.setBuffer_offset_atIndex_(buffer, offset, k)
+                if scalars:
+                    encoder.setBytes_length_atIndex_(scalars, len(scalars), len(buffers))
+                encoder.dispatchThreadgroups_threadsPerThreadgroup_(size(*groups), size(*local))
+            if encoder is not None:
+                encoder.endEncoding()
+            return command
+
+    def _product(self, command: Any, call: GemmCall) -> None:
+        """Row-major products by MPSMatrixMultiplication; a B without batch makes one product of all rows."""
+        gemm, a, b, c = call
+        rows, batch = (gemm.m * gemm.batch, 1) if gemm.shared else (gemm.m, gemm.batch)
+        product = self._products.get(gemm)
+        if product is None:
+            make = self._shaders.MPSMatrixMultiplication.alloc()
+            make = make.initWithDevice_transposeLeft_transposeRight_resultRows_resultColumns_interiorColumns_alpha_beta_
+            product = make(self._device, False, gemm.transposed, rows, gemm.n, gemm.k, 1.0, 0.0)
+            self._products[gemm] = product
+        item = 2 if gemm.name == "gemm_f16" else 4
+        kind = self._shaders.MPSDataTypeFloat16 if item == 2 else self._shaders.MPSDataTypeFloat32
+        inner = (gemm.n, gemm.k) if gemm.transposed else (gemm.k, gemm.n)
+        for k in range(batch):
+            matrices = [
+                self._matrix(buffer, offset + k * r * n * item, r, n, item, kind)
+                for (buffer, offset), (r, n) in ((a, (rows, gemm.k)), (b, inner), (c, (rows, gemm.n)))
+            ]
+            product.encodeToCommandBuffer_leftMatrix_rightMatrix_resultMatrix_(command, *matrices)
+
+    def _matrix(self, buffer: Any, offset: int, rows: int, columns: int, item: int, kind: int) -> Any:
+        describe = self._shaders.MPSMatrixDescriptor.matrixDescriptorWithRows_columns_rowBytes_dataType_
+        shape = describe(rows, columns, columns * item, kind)
+        return self._shaders.MPSMatrix.alloc().initWithBuffer_offset_descriptor_(buffer, offset, shape)
 
     def commit(self, command: Any) -> None:
         command.commit()
 
     def wait(self, command: Any) -> float:
-        command.waitUntilCompleted()
-        if command.error() is not None:
-            raise MetalError(str(command.error()))
-        return float(command.GPUEndTime() - command.GPUStartTime())
+        with self._pool():
+            command.waitUntilCompleted()
+            error = command.error()
+            if error is not None:
+                removed = error.code() == self._metal.MTLCommandBufferErrorDeviceRemoved
+                raise MetalError(f"{'MTLCommandBufferErrorDeviceRemoved: ' * removed}{error}")
+            return float(command.GPUEndTime() - command.GPUStartTime())

@@ -6,6 +6,7 @@ from typing import Any
 
 from mnnpy.backends.base import API_VERSION, DeviceInfo
 from mnnpy.backends.kernels.device import KernelDevice
+from mnnpy.backends.kernels.executor import after_fork, used
 from mnnpy.errors import BackendUnavailableError
 
 __all__ = ["MetalBackend"]
@@ -20,12 +21,15 @@ class MetalBackend:
     name = "metal"
 
     def devices(self) -> list[DeviceInfo]:
+        if reason := after_fork(self.name):
+            return [DeviceInfo(self.name, "metal", unavailable=reason)]
         try:
             from mnnpy.backends.metal.api import probe
 
             found = probe()
         except Exception as error:
             return [DeviceInfo(self.name, "metal", unavailable=f"{type(error).__name__}: {error}; {REMEDY}")]
+        used(self.name)
         return [DeviceInfo(self.name, str(f["name"]), k, facts=f) for k, f in enumerate(found)]
 
     def open(self, info: DeviceInfo, **options: Any) -> KernelDevice:

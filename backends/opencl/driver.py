@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyopencl as cl
+from pyopencl.characterize import has_src_build_cache
 
 from mnnpy.backends.base import DeviceInfo
+from mnnpy.backends.kernels.cache import KernelCache
 from mnnpy.backends.kernels.driver import Binding, Caps, Launch
+from mnnpy.backends.kernels.executor import Executor
 from mnnpy.backends.kernels.ir import Kernel
 from mnnpy.backends.kernels.render_opencl import OpenCLRenderer
+from mnnpy.backends.opencl.platforms import find
 from mnnpy.errors import BackendError
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array
 
 __all__ = ["OpenCLDriver"]
+
+#: Not available; invalid queue (what some drivers say after a crash of a kernel); illegal access (NVIDIA).
+_LOST = frozenset({-2, -36, -9999})
+_OPTIONS = "-cl-std=CL1.2"
+enqueue_kernel = cl.enqueue_nd_range_kernel
 
 _SCALARS: dict[DType, Callable[[Any], Any]] = {DType.I32: np.int32, DType.U32: np.uint32, DType.F32: np.float32}
 
@@ -40,67 +49,76 @@ class _Ready:
     keep: tuple[Any, ...]  #: sub-buffers; the kernel does not own them
 
 
-class OpenCLDriver:
+class OpenCLDriver(Executor):
     """``Driver`` on one OpenCL device."""
 
+    backend = "opencl"
+
     def __init__(self, info: DeviceInfo) -> None:
-        devices = [d for p in cl.get_platforms() for d in p.get_devices()]
-        self._device = devices[info.index]
-        self._context = cl.Context([self._device])
-        self._queue = cl.CommandQueue(self._context)
+        self._device = find(info)
+        super().__init__(self._device.name.strip(), (cl.Error,))
+        self._context = self._try("opening the device", lambda: cl.Context([self._device]))
+        self._queue = self._try("opening a queue", lambda: cl.CommandQueue(self._context))
         self._timed: Any = None
-        self._cache: dict[str, Any] = {}
-        self._allocated = 0
+        self._programs: dict[str, Any] = {}
         self.caps = _caps(self._device)
+        platform = self._device.platform
+        identity = f"{platform.name}, {platform.version}, {self.name}, {self._device.driver_version}, {_OPTIONS}"
+        #: PoCL and NVIDIA keep what they build from source on disk themselves.
+        self.binaries = None if has_src_build_cache(self._device) else KernelCache("opencl", identity)
 
     # -- memory --
 
-    def allocate(self, size: int) -> Any:
-        try:
-            memory = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, size)
-            cl.enqueue_fill_buffer(
-                self._queue, memory, np.zeros(1, np.uint8), 0, 1
-            )  # allocation is lazy: fail here, not later
-        except cl.Error as error:
-            raise BackendError(
-                f"backend 'opencl': {size} bytes cannot be allocated on '{self._device.name}' ({error}); "
-                "use smaller inputs or close other sessions"
-            ) from error
-        self._allocated += size
+    def _allocate(self, size: int) -> Any:
+        memory = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, size)
+        # Drivers allocate at first use: fail here, not in the middle of a run.
+        cl.enqueue_fill_buffer(self._queue, memory, np.zeros(1, np.uint8), 0, 1)
         return memory
 
-    def free(self, memory: Any) -> None:
-        self._allocated -= memory.size
+    def _free(self, memory: Any) -> None:
         memory.release()
 
-    @property
-    def allocated(self) -> int:
-        return self._allocated
-
     def upload(self, target: Binding, array: Array) -> None:
-        self._try(lambda: cl.enqueue_copy(self._queue, target.memory, array, dst_offset=target.offset))
+        self._try("upload", lambda: cl.enqueue_copy(self._queue, target.memory, array, dst_offset=target.offset))
 
     def download(self, source: Binding, array: Array) -> None:
-        self._try(lambda: cl.enqueue_copy(self._queue, array, source.memory, src_offset=source.offset))
+        self._try("download", lambda: cl.enqueue_copy(self._queue, array, source.memory, src_offset=source.offset))
 
     # -- kernels --
 
-    def compile(self, kernels: Sequence[Kernel]) -> list[Any]:
-        sources = [OpenCLRenderer(k).source() for k in kernels]
-        for kernel, source in zip(kernels, sources, strict=True):
-            if source not in self._cache:
-                try:
-                    self._cache[source] = cl.Program(self._context, source).build(options=["-cl-std=CL1.2"])
-                except cl.Error as error:
-                    where = f"kernel '{kernel.name}' on '{self._device.name}'"
-                    raise BackendError(f"backend 'opencl': {where} does not build: {error}\n{source}") from error
-        return [
-            _Built(self._cache[s], k.name, k.local, tuple(t for _, t in k.scalars))
-            for k, s in zip(kernels, sources, strict=True)
-        ]
+    def compile(self, kernels: Sequence[Kernel]) -> list[_Built]:
+        self.check()
+        return [self._compile(k) for k in kernels]
 
-    def record(self, launches: Sequence[Launch]) -> Any:
-        return [self._ready(launch) for launch in launches]
+    def _compile(self, kernel: Kernel) -> _Built:
+        source = OpenCLRenderer(kernel).source()
+        program = self._programs.get(source)
+        if program is None:
+            program = self._cached(source)
+            if program is None:
+                try:
+                    program = cl.Program(self._context, source).build(options=_OPTIONS, cache_dir=False)
+                except cl.Error as error:
+                    raise BackendError(
+                        f"backend 'opencl': kernel '{kernel.name}' does not build on '{self.name}': {error}\n{source}"
+                    ) from error
+                if self.binaries is not None:
+                    self.binaries.write(source, program.get_info(cl.program_info.BINARIES)[0])
+            self._programs[source] = program
+        return _Built(program, kernel.name, kernel.local, tuple(t for _, t in kernel.scalars))
+
+    def _cached(self, source: str) -> Any:
+        """The program from its binary on disk, if the driver takes it."""
+        binary = self.binaries.read(source) if self.binaries is not None else None
+        if binary is None:
+            return None
+        try:
+            return cl.Program(self._context, [self._device], [binary]).build(options=_OPTIONS)
+        except cl.Error:
+            return None  # a driver may refuse its own binaries after an update that kept the version: build anew
+
+    def record(self, launches: Sequence[Launch]) -> list[_Ready]:
+        return cast("list[_Ready]", self._try("setting arguments", lambda: [self._ready(x) for x in launches]))
 
     def _ready(self, launch: Launch) -> _Ready:
         built: _Built = launch.kernel
@@ -111,37 +129,44 @@ class OpenCLDriver:
         )
         scalars = (_SCALARS[t](v) for t, v in zip(built.scalars, launch.scalars, strict=True))
         kernel.set_args(*parts, *scalars)
-        size = tuple(g * n for g, n in zip(launch.groups, built.local, strict=True))
-        return _Ready(kernel, size, built.local, parts)  # type: ignore[arg-type]
+        gx, gy, gz = launch.groups
+        x, y, z = built.local
+        return _Ready(kernel, (gx * x, gy * y, gz * z), built.local, parts)
 
-    def submit(self, recording: Any) -> None:
+    def submit(self, recording: Sequence[_Ready]) -> None:
         def enqueue() -> None:
             queue = self._queue
             for r in recording:
-                cl.enqueue_nd_range_kernel(queue, r.kernel, r.size, r.local)
+                enqueue_kernel(queue, r.kernel, r.size, r.local)
+            queue.flush()
 
-        self._try(enqueue)
+        self._try("launching", enqueue)
 
     def synchronize(self) -> None:
-        self._try(self._queue.finish)
+        self._try("waiting", self._queue.finish)
 
-    def time(self, recording: Any) -> list[float]:
+    def time(self, recording: Sequence[_Ready]) -> list[float]:
+        return cast("list[float]", self._try("timing", lambda: self._time(recording)))
+
+    def _time(self, recording: Sequence[_Ready]) -> list[float]:
+        """On a queue of its own: time stamps cost something."""
         if self._timed is None:
             profiling = cl.command_queue_properties.PROFILING_ENABLE
             self._timed = cl.CommandQueue(self._context, properties=profiling)
         self._queue.finish()
-        events = [cl.enqueue_nd_range_kernel(self._timed, r.kernel, r.size, r.local) for r in recording]
-        self._try(self._timed.finish)
+        events = [enqueue_kernel(self._timed, r.kernel, r.size, r.local) for r in recording]
+        self._timed.finish()
         return [1e-9 * (e.profile.end - e.profile.start) for e in events]
 
-    def release(self, recording: Any) -> None:
+    def _release(self, recording: list[_Ready]) -> None:
+        self._queue.finish()
         recording.clear()
 
-    def _try(self, call: Any) -> Any:
-        try:
-            return call()
-        except cl.Error as error:
-            raise BackendError(f"backend 'opencl' on '{self._device.name}': {error}") from error
+    def _shutdown(self) -> None:
+        self._programs.clear()
+
+    def _is_loss(self, error: Exception) -> bool:
+        return getattr(error, "code", 0) in _LOST
 
 
 def _caps(device: Any) -> Caps:
@@ -155,7 +180,9 @@ def _caps(device: Any) -> Caps:
         features=frozenset(features),
         max_group=device.max_work_group_size,
         local_memory=device.local_mem_size,
-        max_buffer=device.max_mem_alloc_size,
+        max_axes=tuple(device.max_work_item_sizes[:3]),
+        max_buffer=min(device.max_mem_alloc_size, 2**31 - 1),  # indices are 32-bit
+        max_allocation=device.max_mem_alloc_size,
         alignment=max(64, device.mem_base_addr_align // 8),
         lanes=min(16, device.native_vector_width_float) if cpu else 4,
         cpu_like=cpu,

@@ -6,6 +6,7 @@ from typing import Any
 
 from mnnpy.backends.base import API_VERSION, DeviceInfo
 from mnnpy.backends.kernels.device import KernelDevice
+from mnnpy.backends.kernels.executor import after_fork, used
 from mnnpy.errors import BackendUnavailableError
 
 __all__ = ["OpenCLBackend"]
@@ -20,26 +21,21 @@ class OpenCLBackend:
     name = "opencl"
 
     def devices(self) -> list[DeviceInfo]:
+        if reason := after_fork(self.name):
+            return [DeviceInfo(self.name, "opencl", unavailable=reason)]
         try:
             import pyopencl as cl
+
+            from mnnpy.backends.opencl.platforms import describe, devices
         except ImportError as error:
             return [DeviceInfo(self.name, "opencl", unavailable=f"pyopencl cannot be imported: {error}; {REMEDY}")]
         try:
-            platforms = cl.get_platforms()
+            found = devices()
         except cl.Error as error:  # the loader raises where no driver is registered
             return [DeviceInfo(self.name, "opencl", unavailable=f"no OpenCL platform: {error}; {REMEDY}")]
-        found: list[DeviceInfo] = []
-        for platform in platforms:
-            for device in platform.get_devices():
-                facts = {
-                    "platform": platform.name.strip(),
-                    "version": device.version.strip(),
-                    "driver": device.driver_version,
-                    "type": cl.device_type.to_string(device.type),
-                }
-                missing = "" if device.available and device.compiler_available else "the device or its compiler is off"
-                found.append(DeviceInfo(self.name, device.name.strip(), len(found), missing, facts))
-        return found or [DeviceInfo(self.name, "opencl", unavailable=f"no OpenCL device; {REMEDY}")]
+        used(self.name)
+        infos = [describe(d, k) for k, d in enumerate(found)]
+        return infos or [DeviceInfo(self.name, "opencl", unavailable=f"no OpenCL device; {REMEDY}")]
 
     def open(self, info: DeviceInfo, **options: Any) -> KernelDevice:
         """Open a device; *threads* is accepted and has no effect."""

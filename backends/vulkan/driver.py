@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import vulkan as vk
 
 from mnnpy.backends.base import DeviceInfo
 from mnnpy.backends.kernels.driver import Binding, Caps, Launch
+from mnnpy.backends.kernels.executor import Executor
+from mnnpy.backends.kernels.hazards import Hazards
 from mnnpy.backends.kernels.ir import Kernel
 from mnnpy.backends.kernels.render_glsl import GlslRenderer
-from mnnpy.backends.vulkan.instance import physical_devices
+from mnnpy.backends.vulkan.instance import find
+from mnnpy.backends.vulkan.pipelines import PipelineCache
 from mnnpy.backends.vulkan.spirv import assemble
 from mnnpy.errors import BackendError
 from mnnpy.graph.dtypes import DType
@@ -24,7 +28,8 @@ __all__ = ["VulkanDriver"]
 
 _NUMPY: dict[DType, Callable[[Any], Any]] = {DType.I32: np.int32, DType.U32: np.uint32, DType.F32: np.float32}
 _FOREVER = 2**63 - 1
-_PUSH_BYTES = 128
+_STAGE = 32 << 20  #: bytes copied at a time through staging memory
+_VISIBLE = vk.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | vk.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT
 _DISPATCH_BASE = 0x10  # VK_PIPELINE_CREATE_DISPATCH_BASE_BIT, which the bindings do not name
 _USES = (
     vk.VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | vk.VK_BUFFER_USAGE_TRANSFER_SRC_BIT | vk.VK_BUFFER_USAGE_TRANSFER_DST_BIT
@@ -33,7 +38,7 @@ _USES = (
 
 @dataclass(eq=False, slots=True)
 class _Memory:
-    """A buffer with its memory, mapped where the host can see it."""
+    """A buffer with its memory, mapped where the host may use it directly."""
 
     buffer: Any
     memory: Any
@@ -53,120 +58,155 @@ class _Pipeline:
 class _Recording:
     command: Any
     pool: Any  #: of descriptors
-    launches: Sequence[Launch] = field(default_factory=tuple)
+    submission: Any
+    launches: Sequence[Launch]
+    groups: Sequence[Any]  #: descriptor sets, one a launch
 
 
-class VulkanDriver:
+class VulkanDriver(Executor):
     """``Driver`` on one Vulkan device and one queue."""
 
+    backend = "vulkan"
+
     def __init__(self, info: DeviceInfo) -> None:
-        self._physical = physical_devices()[info.index]
-        self.name = self._physical.name
+        self._physical = find(info)
+        super().__init__(self._physical.name, (vk.VkError, vk.VkException))
         self._properties = vk.vkGetPhysicalDeviceProperties(self._physical.handle)  # owns what `limits` points into
         self._limits = self._properties.limits
+        self._kinds = vk.vkGetPhysicalDeviceMemoryProperties(self._physical.handle)
         features, chain, keep = _wanted_features(self._physical.handle)
         queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=self._physical.family, pQueuePriorities=[1.0])
         create = vk.VkDeviceCreateInfo(pNext=chain, pQueueCreateInfos=[queue], pEnabledFeatures=None)
+        self._device: Any = None
+        self._objects: list[tuple[Callable[..., Any], Any]] = []  #: destroyers and what they destroy, oldest first
         self._device = self._try("opening the device", lambda: vk.vkCreateDevice(self._physical.handle, create, None))
         del keep
         self._queue = vk.vkGetDeviceQueue(self._device, self._physical.family, 0)
         flags = vk.VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT
         pool = vk.VkCommandPoolCreateInfo(flags=flags, queueFamilyIndex=self._physical.family)
-        self._commands = vk.vkCreateCommandPool(self._device, pool, None)
-        self._fence = vk.vkCreateFence(self._device, vk.VkFenceCreateInfo(), None)
+        self._commands = self._made("CommandPool", vk.vkCreateCommandPool(self._device, pool, None))
+        self._fence = self._made("Fence", vk.vkCreateFence(self._device, vk.VkFenceCreateInfo(), None))
+        self._fences = vk.ffi.new("VkFence[]", [self._fence])
         self._pipelines: dict[str, _Pipeline] = {}
-        self._allocated = 0
+        self._disk = PipelineCache(self._device, self._properties)
+        self._made("PipelineCache", self._disk.handle)
         self._busy = False
         self._staging: _Memory | None = None
-        self.caps = _caps(self._limits, features, self._physical.facts)
+        self._unified = self._physical.facts["type"] != vk.VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU
+        self.caps = _caps(self._limits, features, self._physical.facts, self._unified)
+
+    def _made(self, kind: str, handle: Any) -> Any:
+        """Remember to destroy *handle* with the device."""
+        self._objects.append((getattr(vk, f"vkDestroy{kind}"), handle))
+        return handle
 
     # -- memory --
 
-    def allocate(self, size: int) -> _Memory:
-        wanted = vk.VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT
-        memory = self._new(size, wanted)
-        self._allocated += size
-        return memory
+    def _allocate(self, size: int) -> _Memory:
+        """Device memory, mapped where host and device share it.
 
-    def _new(self, size: int, prefer: int) -> _Memory:
+        On a card transfers go through staging memory: what the host sees of a card is slow to read, and often small.
+        """
+        local = vk.VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT
+        return self._new(size, _VISIBLE | local if self._unified else local, _VISIBLE if self._unified else 0)
+
+    def _new(self, size: int, prefer: int, need: int) -> _Memory:
+        """A buffer in memory with flags *need* and as many of *prefer* as there are; raises VkError."""
         create = vk.VkBufferCreateInfo(size=size, usage=_USES, sharingMode=vk.VK_SHARING_MODE_EXCLUSIVE)
-        buffer = self._try("creating a buffer", lambda: vk.vkCreateBuffer(self._device, create, None))
-        needs = vk.vkGetBufferMemoryRequirements(self._device, buffer)
-        visible = vk.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | vk.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT
-        kinds = vk.vkGetPhysicalDeviceMemoryProperties(self._physical.handle)
-        usable = [k for k in range(kinds.memoryTypeCount) if needs.memoryTypeBits >> k & 1]
-        flags = {k: kinds.memoryTypes[k].propertyFlags for k in usable}
-        # Memory that both sides reach is best; else what was preferred.
-        ranked = sorted(usable, key=lambda k: ((flags[k] & prefer) != prefer, (flags[k] & visible) != visible))
-        allocation = vk.VkMemoryAllocateInfo(allocationSize=needs.size, memoryTypeIndex=ranked[0])
+        buffer = vk.vkCreateBuffer(self._device, create, None)
+        memory = None
         try:
-            memory = vk.vkAllocateMemory(self._device, allocation, None)
-        except vk.VkError as error:
+            needs = vk.vkGetBufferMemoryRequirements(self._device, buffer)
+            flags = {k: self._kinds.memoryTypes[k].propertyFlags for k in range(self._kinds.memoryTypeCount)}
+            usable = [k for k, f in flags.items() if needs.memoryTypeBits >> k & 1 and f & need == need]
+            ranked = sorted(usable, key=lambda k: -(flags[k] & prefer).bit_count())
+            problem: Exception = vk.VkErrorOutOfDeviceMemory("no memory of the kind that is needed")
+            for kind in ranked:
+                allocation = vk.VkMemoryAllocateInfo(allocationSize=needs.size, memoryTypeIndex=kind)
+                try:
+                    memory = vk.vkAllocateMemory(self._device, allocation, None)
+                    break
+                except vk.VkErrorOutOfDeviceMemory as error:  # another heap may have room
+                    problem = error
+            if memory is None:
+                raise problem
+            vk.vkBindBufferMemory(self._device, buffer, memory, 0)
+            mapped = vk.vkMapMemory(self._device, memory, 0, size, 0) if need & _VISIBLE else None
+        except BaseException:
             vk.vkDestroyBuffer(self._device, buffer, None)
-            raise BackendError(
-                f"backend 'vulkan': {size} bytes cannot be allocated on '{self.name}' ({type(error).__name__}); "
-                "use smaller inputs or close other sessions"
-            ) from error
-        vk.vkBindBufferMemory(self._device, buffer, memory, 0)
-        mapped = None
-        if flags[ranked[0]] & visible == visible:
-            mapped = vk.vkMapMemory(self._device, memory, 0, size, 0)
+            if memory is not None:
+                vk.vkFreeMemory(self._device, memory, None)
+            raise
         return _Memory(buffer, memory, size, mapped)
 
-    def free(self, memory: _Memory) -> None:
-        self.synchronize()
-        self._allocated -= memory.size
-        self._destroy(memory)
-
-    def _destroy(self, memory: _Memory) -> None:
+    def _free(self, memory: _Memory) -> None:
+        self._settle()
         vk.vkDestroyBuffer(self._device, memory.buffer, None)
         vk.vkFreeMemory(self._device, memory.memory, None)
 
-    @property
-    def allocated(self) -> int:
-        return self._allocated
-
     def upload(self, target: Binding, array: Array) -> None:
         self.synchronize()
+        data = array.reshape(-1).view(np.uint8)
         if target.memory.mapped is not None:
-            target.memory.mapped[target.offset : target.offset + array.nbytes] = array.reshape(-1).view(np.uint8).data
+            target.memory.mapped[target.offset : target.offset + array.nbytes] = data.data
             return
-        staging = self._stage(array.nbytes)
-        staging.mapped[0 : array.nbytes] = array.reshape(-1).view(np.uint8).data
-        self._copy(staging, 0, target.memory, target.offset, array.nbytes)
+        for at in range(0, data.size, _STAGE):
+            part = data[at : at + _STAGE]
+            staging = self._stage(part.size)
+            staging.mapped[0 : part.size] = part.data
+            self._copy(staging, 0, target.memory, target.offset + at, part.size)
 
     def download(self, source: Binding, array: Array) -> None:
         self.synchronize()
-        flat = array.reshape(-1).view(np.uint8)
+        data = array.reshape(-1).view(np.uint8)
         if source.memory.mapped is not None:
-            flat[:] = np.frombuffer(source.memory.mapped, np.uint8, array.nbytes, source.offset)
+            data[:] = np.frombuffer(source.memory.mapped, np.uint8, array.nbytes, source.offset)
             return
-        staging = self._stage(array.nbytes)
-        self._copy(source.memory, source.offset, staging, 0, array.nbytes)
-        flat[:] = np.frombuffer(staging.mapped, np.uint8, array.nbytes)
+        for at in range(0, data.size, _STAGE):
+            part = data[at : at + _STAGE]
+            staging = self._stage(part.size)
+            self._copy(source.memory, source.offset + at, staging, 0, part.size)
+            part[:] = np.frombuffer(staging.mapped, np.uint8, part.size)
 
     def _stage(self, size: int) -> _Memory:
+        """Memory that the host reads fast, grown as needed."""
         if self._staging is None or self._staging.size < size:
-            if self._staging is not None:
-                self._destroy(self._staging)
-            self._staging = self._new(max(size, 1 << 20), vk.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT)
+            old, self._staging = self._staging, None
+            if old is not None:
+                self._free(old)
+            prefer = _VISIBLE | vk.VK_MEMORY_PROPERTY_HOST_CACHED_BIT
+            self._staging = self._try("staging", lambda: self._new(max(size, 1 << 20), prefer, _VISIBLE))
         return self._staging
 
     def _copy(self, source: _Memory, at: int, target: _Memory, to: int, size: int) -> None:
+        def copy(command: Any) -> None:
+            vk.vkCmdCopyBuffer(command, source.buffer, target.buffer, 1, [vk.VkBufferCopy(at, to, size)])
+
+        self._try("copying", lambda: self._once(copy))
+
+    def _once(self, fill: Callable[[Any], None]) -> None:
+        """A command buffer that is filled, run and freed."""
         command = self._begin()
-        vk.vkCmdCopyBuffer(command, source.buffer, target.buffer, 1, [vk.VkBufferCopy(at, to, size)])
-        vk.vkEndCommandBuffer(command)
-        self._submit(command)
-        self.synchronize()
-        vk.vkFreeCommandBuffers(self._device, self._commands, 1, [command])
+        try:
+            fill(command)
+            self._end(command)
+            self._submit(_submission(command))
+            self.synchronize()
+        finally:
+            vk.vkFreeCommandBuffers(self._device, self._commands, 1, [command])
 
     # -- kernels --
 
     def compile(self, kernels: Sequence[Kernel]) -> list[_Pipeline]:
+        self.check()
         sources = [GlslRenderer(k).source() for k in kernels]
         wanted = {s: k for s, k in zip(sources, kernels, strict=True) if s not in self._pipelines}
         for source, words in assemble(list(wanted)).items():
-            self._pipelines[source] = self._pipeline(wanted[source], words)
+            kernel = wanted[source]
+            made = self._try(f"building kernel '{kernel.name}'", partial(self._pipeline, kernel, words))
+            self._pipelines[source] = made
+        if wanted:
+            self._disk.save()
         return [self._pipelines[s] for s in sources]
 
     def _pipeline(self, kernel: Kernel, words: bytes) -> _Pipeline:
@@ -180,37 +220,51 @@ class VulkanDriver:
             )
             for k in range(len(kernel.buffers))
         ]
-        sets = vk.vkCreateDescriptorSetLayout(device, vk.VkDescriptorSetLayoutCreateInfo(pBindings=bindings), None)
+        sets_info = vk.VkDescriptorSetLayoutCreateInfo(pBindings=bindings)
+        sets = self._made("DescriptorSetLayout", vk.vkCreateDescriptorSetLayout(device, sets_info, None))
         size = 4 * len(kernel.scalars)
-        if size > _PUSH_BYTES:
-            raise BackendError(f"backend 'vulkan': kernel '{kernel.name}' has {size // 4} scalars, 32 can be pushed")
         ranges = [vk.VkPushConstantRange(vk.VK_SHADER_STAGE_COMPUTE_BIT, 0, size)] if size else None
         layout_info = vk.VkPipelineLayoutCreateInfo(pSetLayouts=[sets], pPushConstantRanges=ranges)
-        layout = vk.vkCreatePipelineLayout(device, layout_info, None)
+        layout = self._made("PipelineLayout", vk.vkCreatePipelineLayout(device, layout_info, None))
         module = vk.vkCreateShaderModule(device, vk.VkShaderModuleCreateInfo(codeSize=len(words), pCode=words), None)
-        stage = vk.VkPipelineShaderStageCreateInfo(stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=module, pName="main")
-        info = vk.VkComputePipelineCreateInfo(flags=_DISPATCH_BASE, stage=stage, layout=layout)
-        made = self._try(
-            f"building kernel '{kernel.name}'",
-            lambda: vk.vkCreateComputePipelines(device, vk.VK_NULL_HANDLE, 1, [info], None),
-        )
-        vk.vkDestroyShaderModule(device, module, None)
-        return _Pipeline(made[0], layout, sets, kernel)
+        try:
+            stage = vk.VkPipelineShaderStageCreateInfo(
+                stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=module, pName="main"
+            )
+            info = vk.VkComputePipelineCreateInfo(flags=_DISPATCH_BASE, stage=stage, layout=layout)
+            made = vk.vkCreateComputePipelines(device, self._disk.handle, 1, [info], None)
+        finally:
+            vk.vkDestroyShaderModule(device, module, None)
+        return _Pipeline(self._made("Pipeline", made[0]), layout, sets, kernel)
 
     def record(self, launches: Sequence[Launch]) -> _Recording:
+        return cast("_Recording", self._try("recording", lambda: self._record(launches)))
+
+    def _record(self, launches: Sequence[Launch]) -> _Recording:
         count = sum(len(launch.buffers) for launch in launches)
         sizes = [vk.VkDescriptorPoolSize(vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, max(count, 1))]
         info = vk.VkDescriptorPoolCreateInfo(maxSets=max(len(launches), 1), pPoolSizes=sizes)
         pool = vk.vkCreateDescriptorPool(self._device, info, None)
-        command = self._begin()
-        for launch in launches:
-            self._dispatch(command, pool, launch)
-        vk.vkEndCommandBuffer(command)
-        return _Recording(command, pool, tuple(launches))
+        command = None
+        try:
+            groups = [self._describe(pool, launch) for launch in launches]
+            command = self._begin()
+            hazards = Hazards()
+            for launch, group in zip(launches, groups, strict=True):
+                if hazards.conflict(launch):
+                    _barrier(command)
+                self._dispatch(command, launch, group)
+            self._end(command)
+        except BaseException:
+            vk.vkDestroyDescriptorPool(self._device, pool, None)
+            if command is not None:
+                vk.vkFreeCommandBuffers(self._device, self._commands, 1, [command])
+            raise
+        return _Recording(command, pool, _submission(command), tuple(launches), groups)
 
-    def _dispatch(self, command: Any, pool: Any, launch: Launch) -> None:
+    def _describe(self, pool: Any, launch: Launch) -> Any:
+        """A descriptor set with the launch's buffers."""
         built: _Pipeline = launch.kernel
-        vk.vkCmdBindPipeline(command, vk.VK_PIPELINE_BIND_POINT_COMPUTE, built.pipeline)
         allocation = vk.VkDescriptorSetAllocateInfo(descriptorPool=pool, pSetLayouts=[built.sets])
         group = vk.vkAllocateDescriptorSets(self._device, allocation)[0]
         writes = [
@@ -224,6 +278,11 @@ class VulkanDriver:
             for k, b in enumerate(launch.buffers)
         ]
         vk.vkUpdateDescriptorSets(self._device, len(writes), writes, 0, None)
+        return group
+
+    def _dispatch(self, command: Any, launch: Launch, group: Any) -> None:
+        built: _Pipeline = launch.kernel
+        vk.vkCmdBindPipeline(command, vk.VK_PIPELINE_BIND_POINT_COMPUTE, built.pipeline)
         vk.vkCmdBindDescriptorSets(command, vk.VK_PIPELINE_BIND_POINT_COMPUTE, built.layout, 0, 1, [group], 0, None)
         if launch.scalars:
             kinds = [t for _, t in built.kernel.scalars]
@@ -237,61 +296,111 @@ class VulkanDriver:
                 for z in range(0, gz, most[2]):
                     size = (min(most[0], gx - x), min(most[1], gy - y), min(most[2], gz - z))
                     vk.vkCmdDispatchBase(command, x, y, z, *size)
-        barrier = vk.VkMemoryBarrier(
-            srcAccessMask=vk.VK_ACCESS_SHADER_WRITE_BIT,
-            dstAccessMask=vk.VK_ACCESS_SHADER_READ_BIT | vk.VK_ACCESS_SHADER_WRITE_BIT | vk.VK_ACCESS_TRANSFER_READ_BIT,
-        )
-        compute = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT
-        after = compute | vk.VK_PIPELINE_STAGE_TRANSFER_BIT | vk.VK_PIPELINE_STAGE_HOST_BIT
-        vk.vkCmdPipelineBarrier(command, compute, after, 0, 1, [barrier], 0, None, 0, None)
 
     def submit(self, recording: _Recording) -> None:
         self.synchronize()
-        self._submit(recording.command)
+        self._try("submitting", lambda: self._submit(recording.submission))
 
-    def _submit(self, command: Any) -> None:
-        info = vk.VkSubmitInfo(pCommandBuffers=[command])
-        self._try("submitting", lambda: vk.vkQueueSubmit(self._queue, 1, [info], self._fence))
+    def _submit(self, submission: Any) -> None:
+        vk.vkQueueSubmit(self._queue, 1, submission, self._fence)
         self._busy = True
 
     def synchronize(self) -> None:
-        if not self._busy:
-            return
-        self._busy = False
-        self._try("waiting", lambda: vk.vkWaitForFences(self._device, 1, [self._fence], True, _FOREVER))
-        vk.vkResetFences(self._device, 1, [self._fence])
+        if self._busy:
+            self._try("waiting", self._settle)
+        else:
+            self.check()
+
+    def _settle(self) -> None:
+        """Wait for what runs; raises VkError."""
+        if self._busy:
+            self._busy = False
+            vk.vkWaitForFences(self._device, 1, self._fences, True, _FOREVER)
+            vk.vkResetFences(self._device, 1, self._fences)
 
     def time(self, recording: _Recording) -> list[float]:
-        """Each launch submitted alone: wall time with the cost of a submission."""
-        found = []
-        for launch in recording.launches:
-            single = self.record([launch])
-            self.synchronize()
-            begin = time.perf_counter()
-            self.submit(single)
-            self.synchronize()
-            found.append(time.perf_counter() - begin)
-            self.release(single)
-        return found
+        """Time stamps before and after each launch, with a barrier between launches."""
+        if not self._physical.stamps:
+            raise BackendError(f"backend 'vulkan': device '{self.name}' has no time stamps, so launches are not timed")
+        return cast("list[float]", self._try("timing", lambda: self._time(recording)))
 
-    def release(self, recording: _Recording) -> None:
-        self.synchronize()
-        vk.vkFreeCommandBuffers(self._device, self._commands, 1, [recording.command])
-        vk.vkDestroyDescriptorPool(self._device, recording.pool, None)
+    def _time(self, recording: _Recording) -> list[float]:
+        count = 2 * len(recording.launches)
+        if not count:
+            return []
+        info = vk.VkQueryPoolCreateInfo(queryType=vk.VK_QUERY_TYPE_TIMESTAMP, queryCount=count)
+        pool = vk.vkCreateQueryPool(self._device, info, None)
+
+        def fill(command: Any) -> None:
+            vk.vkCmdResetQueryPool(command, pool, 0, count)
+            for k, (launch, group) in enumerate(zip(recording.launches, recording.groups, strict=True)):
+                _barrier(command)
+                vk.vkCmdWriteTimestamp(command, vk.VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, 2 * k)
+                self._dispatch(command, launch, group)
+                vk.vkCmdWriteTimestamp(command, vk.VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, 2 * k + 1)
+
+        try:
+            self.synchronize()
+            self._once(fill)
+            stamps = np.zeros(count, np.uint64)
+            flags = vk.VK_QUERY_RESULT_64_BIT | vk.VK_QUERY_RESULT_WAIT_BIT
+            into = vk.ffi.cast("void*", stamps.ctypes.data)
+            vk.vkGetQueryPoolResults(self._device, pool, 0, count, stamps.nbytes, into, 8, flags)
+        finally:
+            vk.vkDestroyQueryPool(self._device, pool, None)
+        mask = np.uint64(2**self._physical.stamps - 1)  # the counter wraps at its width
+        ticks = (stamps[1::2] - stamps[0::2]) & mask
+        return [1e-9 * float(self._limits.timestampPeriod) * int(t) for t in ticks]
+
+    def _release(self, recording: _Recording) -> None:
+        try:
+            self._settle()
+        finally:
+            vk.vkFreeCommandBuffers(self._device, self._commands, 1, [recording.command])
+            vk.vkDestroyDescriptorPool(self._device, recording.pool, None)
+
+    def _shutdown(self) -> None:
+        if self._device is None:
+            return
+        with contextlib.suppress(*self._errors):
+            vk.vkDeviceWaitIdle(self._device)
+        if self._staging is not None:
+            self._free(self._staging)
+        for destroy, handle in reversed(self._objects):
+            destroy(self._device, handle, None)
+        vk.vkDestroyDevice(self._device, None)
+
+    def _is_loss(self, error: Exception) -> bool:
+        return isinstance(error, vk.VkErrorDeviceLost)
 
     def _begin(self) -> Any:
+        """A new command buffer that sees what transfers and the host wrote before."""
         allocation = vk.VkCommandBufferAllocateInfo(
             commandPool=self._commands, level=vk.VK_COMMAND_BUFFER_LEVEL_PRIMARY, commandBufferCount=1
         )
         command = vk.vkAllocateCommandBuffers(self._device, allocation)[0]
         vk.vkBeginCommandBuffer(command, vk.VkCommandBufferBeginInfo())
+        _barrier(command)
         return command
 
-    def _try(self, what: str, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except (vk.VkError, vk.VkException) as error:
-            raise BackendError(f"backend 'vulkan' on '{self.name}', {what}: {type(error).__name__} {error}") from error
+    def _end(self, command: Any) -> None:
+        """Everything written is visible to transfers and to the host afterwards."""
+        _barrier(command, vk.VK_ACCESS_HOST_READ_BIT, vk.VK_PIPELINE_STAGE_HOST_BIT)
+        vk.vkEndCommandBuffer(command)
+
+
+def _submission(command: Any) -> Any:
+    """A submission that is made once: its array keeps the structures alive."""
+    return vk.ffi.new("VkSubmitInfo[]", [vk.VkSubmitInfo(pCommandBuffers=[command])])
+
+
+def _barrier(command: Any, access: int = 0, stage: int = 0) -> None:
+    """What was written before is seen by what follows (and by *access* at *stage*)."""
+    stages = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | vk.VK_PIPELINE_STAGE_TRANSFER_BIT
+    wrote = vk.VK_ACCESS_SHADER_WRITE_BIT | vk.VK_ACCESS_TRANSFER_WRITE_BIT
+    reads = vk.VK_ACCESS_SHADER_READ_BIT | vk.VK_ACCESS_TRANSFER_READ_BIT
+    memory = vk.VkMemoryBarrier(srcAccessMask=wrote, dstAccessMask=wrote | reads | access)
+    vk.vkCmdPipelineBarrier(command, stages, stages | stage, 0, 1, [memory], 0, None, 0, None)
 
 
 def _wanted_features(physical: Any) -> tuple[frozenset[str], Any, Any]:
@@ -316,12 +425,17 @@ def _wanted_features(physical: Any) -> tuple[frozenset[str], Any, Any]:
     return frozenset(names), chain, (sixteen, eight, half, chain)
 
 
-def _caps(limits: Any, features: frozenset[str], facts: dict[str, Any]) -> Caps:
+def _caps(limits: Any, features: frozenset[str], facts: dict[str, Any], unified: bool) -> Caps:
+    axes = limits.maxComputeWorkGroupSize
     return Caps(
+        max_axes=(axes[0], axes[1], axes[2]),
+        max_bindings=min(limits.maxPerStageDescriptorStorageBuffers, limits.maxPerStageResources),
+        unified=unified,
+        max_allocation=facts["allocation"],
         features=features,
         max_group=limits.maxComputeWorkGroupInvocations,
         local_memory=limits.maxComputeSharedMemorySize,
-        max_buffer=limits.maxStorageBufferRange,
+        max_buffer=min(limits.maxStorageBufferRange, 2**31 - 1),  # indices are 32-bit
         alignment=max(64, limits.minStorageBufferOffsetAlignment),
         lanes=4,
         cpu_like=facts["type"] == vk.VK_PHYSICAL_DEVICE_TYPE_CPU,

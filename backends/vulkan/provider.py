@@ -6,6 +6,7 @@ from typing import Any
 
 from mnnpy.backends.base import API_VERSION, DeviceInfo
 from mnnpy.backends.kernels.device import KernelDevice
+from mnnpy.backends.kernels.executor import after_fork, used
 from mnnpy.errors import BackendUnavailableError
 
 __all__ = ["VulkanBackend"]
@@ -20,6 +21,8 @@ class VulkanBackend:
     name = "vulkan"
 
     def devices(self) -> list[DeviceInfo]:
+        if reason := after_fork(self.name):
+            return [DeviceInfo(self.name, "vulkan", unavailable=reason)]
         try:
             from mnnpy.backends.vulkan.instance import physical_devices
         except (ImportError, OSError) as error:
@@ -29,6 +32,7 @@ class VulkanBackend:
             found = physical_devices()
         except Exception as error:
             return [DeviceInfo(self.name, "vulkan", unavailable=f"{type(error).__name__}: {error}; {REMEDY}")]
+        used(self.name)
         infos = [DeviceInfo(self.name, d.name, k, facts=d.facts) for k, d in enumerate(found)]
         return infos or [DeviceInfo(self.name, "vulkan", unavailable=f"no device with a compute queue; {REMEDY}")]
 

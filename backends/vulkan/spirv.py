@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import shutil
 import subprocess
@@ -13,8 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mnnpy.backends.kernels.cache import KernelCache
 from mnnpy.errors import BackendError
-from mnnpy.search.records import cache_folder
 
 __all__ = ["assemble", "compiler"]
 
@@ -36,25 +35,19 @@ def compiler() -> tuple[str, str]:
 
 def assemble(sources: Sequence[str]) -> dict[str, bytes]:
     """Source → SPIR-V words; what is not cached is compiled in parallel. Raises BackendError with glslang's words."""
-    folder = cache_folder() / "spirv"
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, bytes] = {}
-    missing: list[tuple[str, Path]] = []
-    for source in sources:
-        key = hashlib.sha256("\0".join((source, *compiler())).encode()).hexdigest()
-        path = folder / f"{key[:40]}.spv"
-        words = path.read_bytes() if path.is_file() else b""
-        if words[:4] == b"\x03\x02\x23\x07" and len(words) % 4 == 0:
-            found[source] = words
-        else:
-            missing.append((source, path))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as workers:
-        found.update(workers.map(_compile, missing))
+    disk = KernelCache("spirv", "\0".join(compiler()))
+    stored = {s: disk.read(s) for s in sources}
+    found = {s: words for s, words in stored.items() if words is not None}
+    missing = [s for s, words in stored.items() if words is None]
+    if missing:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as workers:
+            for source, words in zip(missing, workers.map(_compile, missing), strict=True):
+                found[source] = words
+                disk.write(source, words)
     return found
 
 
-def _compile(job: tuple[str, Path]) -> tuple[str, bytes]:
-    source, path = job
+def _compile(source: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         text, out = Path(folder) / "kernel.comp", Path(folder) / "kernel.spv"
         text.write_text(source)
@@ -62,8 +55,4 @@ def _compile(job: tuple[str, Path]) -> tuple[str, bytes]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode or not out.is_file():
             raise BackendError(f"backend 'vulkan': a kernel does not compile: {done.stdout}{done.stderr}\n{source}")
-        words = out.read_bytes()
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(words)
-    part.replace(path)
-    return source, words
+        return out.read_bytes()

@@ -24,7 +24,8 @@ import numpy as np
 from mnnpy.backends.base import DeviceInfo
 from mnnpy.backends.cuda.driver import CudaDriver
 from mnnpy.backends.kernels.device import KernelDevice
-from mnnpy.backends.metal.api import Dispatch, MetalError
+from mnnpy.backends.kernels.driver import Gemm
+from mnnpy.backends.metal.api import Dispatch, GemmCall, MetalError
 from mnnpy.backends.metal.driver import MetalDriver
 
 HERE = Path(__file__).resolve().parent
@@ -151,6 +152,19 @@ class FakeBlock:
         return self.array[self.offset :]
 
 
+def _gemm(gemm: Gemm, a: int, b: int, c: int) -> None:
+    """What the vendor's library computes, on addresses."""
+
+    def view(address: int, *shape: int) -> Any:
+        kind = ctypes.c_float * int(np.prod(shape))
+        return np.frombuffer(kind.from_address(address), np.float32).reshape(shape)
+
+    x = view(a, gemm.batch, gemm.m, gemm.k)
+    inner = (gemm.n, gemm.k) if gemm.transposed else (gemm.k, gemm.n)
+    y = view(b, 1 if gemm.shared else gemm.batch, *inner)
+    view(c, gemm.batch, gemm.m, gemm.n)[:] = x @ (y.swapaxes(1, 2) if gemm.transposed else y)
+
+
 class FakeCudaError(RuntimeError):
     """What the fake raises where CUDA would."""
 
@@ -159,8 +173,10 @@ class FakeCuda:
     """``CudaApi`` on the emulator; *fail_at* makes the Nth allocation fail, *lost* every call after it is set."""
 
     errors: tuple[type[Exception], ...] = (FakeCudaError, CompileError)
+    libraries = frozenset({"gemm_f32"})
 
     def __init__(self, fail_at: int = 0) -> None:
+        self.products = 0
         self.fail_at, self.lost = fail_at, False
         self.live = 0
         self._count = 0
@@ -209,7 +225,15 @@ class FakeCuda:
         if said:
             raise FakeCudaError(said)
 
+    def gemm(self, gemm: Gemm, a: int, b: int, c: int) -> None:
+        self._check()
+        if self._graph is not None:
+            raise FakeCudaError("cuBLAS cannot be captured")
+        _gemm(gemm, a, b, c)
+        self.products += 1
+
     def capture(self) -> None:
+        self._check()
         self._graph = []
 
     def captured(self) -> list[Any]:
@@ -233,7 +257,10 @@ class FakeCuda:
 class FakeMetal:
     """``MetalApi`` on the emulator."""
 
+    libraries = frozenset({"gemm_f32"})
+
     def __init__(self, fail_at: int = 0) -> None:
+        self.products = 0
         self.fail_at, self.lost = fail_at, False
         self.live = 0
         self._count = 0
@@ -243,7 +270,9 @@ class FakeMetal:
 
     def new_buffer(self, size: int) -> FakeBlock:
         self._count += 1
-        if self.lost or self._count == self.fail_at:
+        if self.lost:
+            raise MetalError("the device was removed")
+        if self._count == self.fail_at:
             raise MetalError(f"no buffer of {size} bytes")
         self.live += 1
         return FakeBlock(size)
@@ -260,17 +289,23 @@ class FakeMetal:
         except CompileError as error:
             raise MetalError(str(error)) from error
 
-    def encode(self, dispatches: Sequence[Dispatch]) -> list[Dispatch]:
+    def encode(self, dispatches: Sequence[Dispatch | GemmCall]) -> list[Dispatch | GemmCall]:
         return list(dispatches)
 
-    def commit(self, command: list[Dispatch]) -> None:
+    def commit(self, command: list[Dispatch | GemmCall]) -> None:
         del command
 
-    def wait(self, command: list[Dispatch]) -> float:
+    def wait(self, command: list[Dispatch | GemmCall]) -> float:
         if self.lost:
             raise MetalError("the device was removed")
         begin = time.perf_counter()
-        for function, buffers, scalars, groups, local in command:
+        for item in command:
+            if len(item) == 4:
+                gemm, *operands = item
+                _gemm(gemm, *(b.ptr + offset for b, offset in operands))
+                self.products += 1
+                continue
+            function, buffers, scalars, groups, local = item
             held = ctypes.create_string_buffer(scalars, max(len(scalars), 1))
             addresses = [b.ptr + offset for b, offset in buffers]
             said = function(groups, local, [*addresses, *([ctypes.addressof(held)] if scalars else [])])
