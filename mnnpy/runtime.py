@@ -188,6 +188,11 @@ class Executable:
                 f"graph '{self.graph.name}': memory ran out while planning ({error}); use smaller inputs or free memory"
             ) from error
 
+    @property
+    def plans_by_value(self) -> bool:
+        """Whether plans depend on values of inputs, not on their types alone."""
+        return bool(self._value_inputs) or self._interpreted is not None
+
     def plans(self) -> list[Plan]:
         """The plans made so far, oldest first."""
         return [self._interpreted] if self._interpreted is not None else list(self._plans.values())

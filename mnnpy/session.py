@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from mnnpy.graph.ir import Array, Graph, OptionalType, SequenceType, TensorType,
 from mnnpy.options import Options
 from mnnpy.runtime import Context, Executable, without_collector
 
-__all__ = ["Binding", "NodeArg", "Session", "load_graph"]
+if TYPE_CHECKING:
+    from mnnpy.binding import Binding
+
+__all__ = ["NodeArg", "Session", "load_graph"]
 
 #: Bits of ``ndarray.flags.num``: C-contiguous and aligned, what kernels read without a copy.
 _DENSE = 0x0001 | 0x0100
@@ -55,75 +58,6 @@ def _type_name(t: Type | None) -> str:
     if isinstance(t, OptionalType):
         return f"optional({_type_name(t.elem)})"
     return "?" if t is None else str(t)
-
-
-class Binding:
-    """Inputs and, where wanted, outputs bound once, to leave per-call checks and allocations out of a hot loop."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._feeds: list[Any] = [None] * len(session._graph.inputs)
-        self._bound: dict[str, Any] = {}
-        self._call: Callable[[], dict[str, Any]] | None = None
-        self.outputs: dict[str, Any] = {}
-
-    def bind_input(self, name: str, value: Any) -> None:
-        """Bind *value* (kept by reference: later changes in place are seen by the next run)."""
-        self._feeds[self._session._index(name)] = self._session._check(name, value)
-        self._call = None
-
-    def bind_output(self, name: str, value: Any) -> None:
-        """Let runs write output *name* into *value*, a writable C-contiguous array of its type and shape."""
-        self._session._selected([name])
-        if not isinstance(value, np.ndarray) or not value.flags.c_contiguous or not value.flags.writeable:
-            raise InputError(f"output '{name}' must be bound to a writable C-contiguous numpy array")
-        self._bound[name] = value
-        self._call = None
-
-    def _prepare(self) -> Callable[[], dict[str, Any]]:
-        """What a run does, once the plan and the types of its outputs are known."""
-        session = self._session
-        feeds = {n: v for n, v in zip(session._graph.input_names, self._feeds, strict=True) if v is not None}
-        args = self._feeds = session._feeds(feeds)
-        plan = session._executable.plan(args)
-        names = session._names
-
-        def fresh() -> dict[str, Any]:
-            return dict(zip(names, plan.run(args), strict=True))
-
-        if not self._bound:
-            return fresh
-        first = fresh()
-        for name, array in self._bound.items():
-            want = first[name]
-            if not isinstance(want, np.ndarray) or (want.dtype, want.shape) != (array.dtype, array.shape):
-                shown = f"{want.dtype}{list(want.shape)}" if isinstance(want, np.ndarray) else type(want).__name__
-                raise InputError(f"output '{name}' is {shown}, but {array.dtype}{list(array.shape)} is bound to it")
-        into = getattr(plan.direct, "run_into", None)
-        targets = [self._bound.get(n) for n in names]
-        if into is not None and all(t is not None for t in targets) and _apart(args, targets):
-            results = dict(zip(names, targets, strict=True))
-
-            def written() -> dict[str, Any]:
-                into(args, targets)
-                return results
-
-            return written
-
-        def copied() -> dict[str, Any]:
-            found = fresh()
-            for name, array in self._bound.items():
-                np.copyto(array, found[name])
-                found[name] = array
-            return found
-
-        return copied
-
-
-def _apart(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
-    """Whether no output shares memory with an input or with another output: kernels read while they write."""
-    shared = (np.may_share_memory(o, other) for k, o in enumerate(outputs) for other in (*inputs, *outputs[:k]))
-    return not any(shared)
 
 
 class Session:
@@ -168,10 +102,16 @@ class Session:
         Raises InputError for missing, unknown or misfit inputs.
         """
         args = self._feeds(feeds)
-        results = self._executable.run(args)
         if output_names is None:
-            return results
-        return [results[k] for k in self._selected(output_names)]
+            return self._executable.run(args)
+        wanted = self._selected(output_names)
+        plan = self._executable.plan(args)
+        some = getattr(plan.direct, "run_bound", None)
+        if some is not None:  # only what is asked for leaves the device
+            results = some(args, [None if k in wanted else ... for k in range(len(self._names))])
+        else:
+            results = plan.run(args)
+        return [results[k] for k in wanted]
 
     def __call__(self, *args: Any, **feeds: Any) -> list[Any]:
         """Run on positional inputs in model order, or on keywords."""
@@ -181,6 +121,8 @@ class Session:
 
     def binding(self) -> Binding:
         """A new, empty binding for ``run_with_binding``."""
+        from mnnpy.binding import Binding
+
         return Binding(self)
 
     def run_with_binding(self, binding: Binding) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,9 @@ from mnnpy.backends.kernels.driver import Gemm
 from mnnpy.graph.ir import Array
 
 __all__ = ["CudaApi", "CupyApi", "probe"]
+
+
+_DLPACK_CUDA = 2  #: kDLCUDA
 
 
 class CudaApi(Protocol):
@@ -37,6 +41,20 @@ class CudaApi(Protocol):
 
     def to_host(self, memory: Any, offset: int, array: Array) -> None:
         """Waits for the stream."""
+        ...
+
+    def copy(self, to: int, at: int, size: int) -> None:
+        """Between addresses of the device, in order with the launches."""
+        ...
+
+    def adopt(self, value: Any) -> Any:
+        """The memory of a dense array of another library with ``ptr`` and ``size``, once what was written to it before
+        is there; None for anything else. Lives as long as the result does.
+        """
+        ...
+
+    def export(self, tensor: Any) -> Any:
+        """An array of the library that shares the memory of an object with ``__cuda_array_interface__``."""
         ...
 
     def compile(self, source: str, name: str) -> Any:
@@ -134,6 +152,25 @@ class CupyApi:
             )
             self._stream.synchronize()
 
+    def copy(self, to: int, at: int, size: int) -> None:
+        with self._device:
+            self._cupy.cuda.runtime.memcpyAsync(to, at, size, 3, self._stream.ptr)
+
+    def adopt(self, value: Any) -> Any:
+        with self._device, self._stream:  # CuPy makes this stream wait for the one that the array names
+            if hasattr(value, "__cuda_array_interface__"):
+                array = self._cupy.asarray(value)
+            elif hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] == _DLPACK_CUDA:
+                array = self._cupy.from_dlpack(value)
+            else:
+                return None
+            array = self._cupy.ascontiguousarray(array)
+            return _Adopted(int(array.data.ptr), int(array.nbytes), array)
+
+    def export(self, tensor: Any) -> Any:
+        with self._device:
+            return self._cupy.asarray(tensor)  # keeps a reference to the tensor
+
     def compile(self, source: str, name: str) -> Any:
         with self._device:
             # NVRTC builds for the device's own capability, and CuPy keeps cubins on disk by source and versions.
@@ -185,6 +222,13 @@ class CupyApi:
             end.record(self._stream)
             end.synchronize()
             return 1e-3 * float(self._cupy.cuda.get_elapsed_time(begin, end))
+
+
+@dataclass(frozen=True, slots=True)
+class _Adopted:
+    ptr: int
+    size: int
+    owner: Any
 
 
 def pointer(memory: Any, offset: int) -> np.uint64:

@@ -91,6 +91,25 @@ class CudaDriver(Executor):
     def download(self, source: Binding, array: Array) -> None:
         self._try("download", lambda: self._api.to_host(source.memory.block, source.offset, array))
 
+    def copy(self, source: Binding, target: Binding) -> None:
+        size = min(source.size, target.size)
+        to, at = (int(pointer(b.memory.block, b.offset)) for b in (target, source))
+        self._try("copying", lambda: self._api.copy(to, at, size))
+
+    def adopt(self, value: Any) -> Binding | None:
+        """Arrays of other CUDA libraries, by ``__cuda_array_interface__`` or DLPack."""
+        found = super().adopt(value)
+        if found is None:
+            block = self._try("adopting an array", lambda: self._api.adopt(value))
+            found = None if block is None else Binding(_Memory(block, block.size), 0, block.size)
+        return found
+
+    def address(self, at: Binding) -> int | None:
+        return int(pointer(at.memory.block, at.offset))
+
+    def export(self, tensor: Any) -> Any:
+        return self._api.export(tensor)
+
     def compile(self, kernels: Sequence[Kernel]) -> list[_Built]:
         self.check()
         found = []

@@ -13,6 +13,7 @@ from mnnpy.backends.kernels.driver import Driver
 from mnnpy.backends.kernels.lowering import CHOICES, TEMPLATES, Declined, Lowering
 from mnnpy.backends.kernels.passes import lower_graph
 from mnnpy.backends.kernels.program import KernelProgram
+from mnnpy.backends.kernels.tensor import DeviceTensor
 from mnnpy.errors import BackendError
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value
@@ -101,14 +102,20 @@ class KernelDevice:
             return False
         return True
 
-    def upload(self, array: Array) -> Array:
-        return np.ascontiguousarray(array)
+    def upload(self, array: Array) -> DeviceTensor:
+        """A copy in device memory, that sessions on this device can be bound to."""
+        made = DeviceTensor(self.driver, array.shape, array.dtype)
+        if array.nbytes:
+            with self.driver.turn:
+                self.driver.upload(made.binding, np.ascontiguousarray(array))
+        return made
 
     def download(self, buffer: Any) -> Array:
         return np.asarray(buffer)
 
     def synchronize(self) -> None:
-        self.driver.synchronize()
+        with self.driver.turn:
+            self.driver.synchronize()
 
 
 def _tensor_types(graph: Graph) -> dict[str, TensorType]:

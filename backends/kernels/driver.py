@@ -5,7 +5,7 @@ An executor (OpenCL, Vulkan, CUDA, Metal) implements ``Driver`` and nothing else
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -132,8 +132,24 @@ class Driver(Protocol):
         """Never raises."""
         ...
 
-    def retire(self, recording: Any, memory: Sequence[Any]) -> None:
-        """Release and free now, or when whoever uses the queue leaves; for the garbage collector."""
+    def retire(self, discard: Callable[[], None]) -> None:
+        """Call *discard*, which frees and releases, now or when whoever uses the queue leaves."""
+        ...
+
+    def copy(self, source: Binding, target: Binding) -> None:
+        """Copy *source* to *target* on the device, in order with submissions."""
+        ...
+
+    def adopt(self, value: Any) -> Binding | None:
+        """Where a foreign array is in this device's memory; None where it must come from the host."""
+        ...
+
+    def address(self, at: Binding) -> int | None:
+        """The address that other libraries of the device know this memory by, if there is one."""
+        ...
+
+    def export(self, tensor: Any) -> Any:
+        """An object that shares a DeviceTensor's memory by DLPack, or None."""
         ...
 
     @property

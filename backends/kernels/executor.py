@@ -7,10 +7,11 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from mnnpy.backends.kernels.driver import Binding
 from mnnpy.errors import BackendError
 
 __all__ = ["Executor", "after_fork", "used"]
@@ -66,7 +67,7 @@ class Executor:
         self._allocated = 0
         self._lost = ""
         self._closed = False
-        self._retired: deque[tuple[Any, Sequence[Any]]] = deque()
+        self._retired: deque[Callable[[], None]] = deque()
         used(self.backend)
 
     # -- for sub-classes --
@@ -147,10 +148,24 @@ class Executor:
             with contextlib.suppress(*self._errors):
                 self._release(recording)
 
-    def retire(self, recording: Any, memory: Sequence[Any]) -> None:
-        """Free a recording (or None) and memory now, or when the queue's user leaves."""
-        self._retired.append((recording, memory))
+    def retire(self, discard: Callable[[], None]) -> None:
+        """Call *discard*, which frees and releases, now or when the queue's user leaves."""
+        self._retired.append(discard)
         self._drain()
+
+    def adopt(self, value: Any) -> Binding | None:
+        """Where *value* is in this device's memory; None where it must come from the host."""
+        driver = getattr(value, "driver", None)
+        return value.binding if driver is self else None  # a DeviceTensor
+
+    def address(self, at: Binding) -> int | None:
+        """The address that other libraries of the device know this memory by, if there is one."""
+        del at
+        return None
+
+    def export(self, tensor: Any) -> Any:
+        """An object of another library that shares the memory of a DeviceTensor by DLPack, if there is one."""
+        del tensor
 
     @property
     def allocated(self) -> int:
@@ -176,11 +191,7 @@ class Executor:
         while self._retired and self.turn.lock.acquire(blocking=False):
             try:
                 with contextlib.suppress(IndexError):
-                    recording, memory = self._retired.popleft()
-                    if recording is not None:
-                        self.release(recording)
-                    for m in memory:
-                        self.free(m)
+                    self._retired.popleft()()
             finally:
                 self.turn.lock.release()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from mnnpy.backends.cpu.memory import Interval, place
 from mnnpy.backends.kernels.driver import Binding, Driver, Launch
 from mnnpy.backends.kernels.lowering import Lowering, Step
+from mnnpy.backends.kernels.tensor import DeviceTensor
 from mnnpy.graph.ir import Array, Graph, TensorType
 
 __all__ = ["KernelProgram"]
@@ -114,25 +116,51 @@ class KernelProgram:
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays; returns new arrays. One call at a time uses the device memory of a program."""
+        return self.run_bound(inputs, [None] * len(self._graph.outputs))
+
+    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Array]) -> None:
+        """Run and download into the caller's arrays."""
+        self.run_bound(inputs, outputs)
+
+    def run_bound(self, inputs: Sequence[Any], targets: Sequence[Any]) -> list[Any]:
+        """Run with inputs and outputs on either side.
+
+        Inputs are arrays, DeviceTensors, or what the device can adopt. Targets, one an output: None (a new array), an
+        array or DeviceTensor to be filled, or ``...`` (not wanted: None in the results).
+        """
         with self._driver.turn:
             self._feed(inputs)
             self._driver.submit(self._recording)
-            return self._fetch()
+            return self._fetch(targets)
+
+    def new_output(self, k: int) -> DeviceTensor:
+        """Device memory for output *k*."""
+        t = self._types[self._graph.output_names[k]]
+        return DeviceTensor(self._driver, _static(t), t.dtype.numpy)
 
     def _feed(self, inputs: Sequence[Any]) -> None:
         for name, value in zip(self._graph.input_names, inputs, strict=True):
             place_ = self._places.get(self._root(name))
-            if place_ is not None and place_.size:
+            if place_ is None or not place_.size:
+                continue
+            source = None if isinstance(value, np.ndarray) else self._driver.adopt(value)
+            if source is not None:
+                self._driver.copy(source, place_)
+            else:
                 self._driver.upload(place_, np.ascontiguousarray(value))
 
-    def _fetch(self) -> list[Any]:
+    def _fetch(self, targets: Sequence[Any]) -> list[Any]:
         results: list[Any] = []
-        for name in self._graph.output_names:
+        for name, target in zip(self._graph.output_names, targets, strict=True):
             t = self._types[name]
-            array = np.empty(_static(t), t.dtype.numpy)
-            if array.nbytes:
-                self._driver.download(self._places[self._root(name)], array)
-            results.append(array)
+            into = np.empty(_static(t), t.dtype.numpy) if target is None else target
+            results.append(None if target is ... else into)
+            if target is ... or not into.nbytes:
+                continue
+            if isinstance(into, DeviceTensor):
+                self._driver.copy(self._places[self._root(name)], into.binding)
+            else:
+                self._driver.download(self._places[self._root(name)], into)
         return results
 
     def time(self, inputs: Sequence[Any]) -> float:
@@ -177,11 +205,18 @@ class KernelProgram:
         recording, memory = self._recording, self._memory
         self._recording, self._memory = None, []
         if recording is not None or memory:
-            self._driver.retire(recording, memory)
+            self._driver.retire(partial(_discard, self._driver, recording, memory))
 
     def __del__(self) -> None:
         if not self.__dict__.get("_closed", True):
             self.close()
+
+
+def _discard(driver: Driver, recording: Any, memory: Sequence[Any]) -> None:
+    if recording is not None:
+        driver.release(recording)
+    for m in memory:
+        driver.free(m)
 
 
 def _static(t: TensorType) -> tuple[int, ...]:

@@ -91,6 +91,13 @@ class MetalDriver(Executor):
         view = self._try("download", lambda: self._api.contents(source.memory.buffer, source.memory.size))
         array.reshape(-1).view(np.uint8)[:] = view[source.offset : source.offset + array.nbytes]
 
+    def copy(self, source: Binding, target: Binding) -> None:
+        """By the processor: memory is shared."""
+        size = min(source.size, target.size)
+        data = np.empty(size, np.uint8)
+        self.download(source, data)
+        self.upload(target, data)
+
     def compile(self, kernels: Sequence[Kernel]) -> list[_Built]:
         self.check()
         found = []

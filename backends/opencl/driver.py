@@ -84,6 +84,16 @@ class OpenCLDriver(Executor):
     def download(self, source: Binding, array: Array) -> None:
         self._try("download", lambda: cl.enqueue_copy(self._queue, array, source.memory, src_offset=source.offset))
 
+    def copy(self, source: Binding, target: Binding) -> None:
+        at, to = source.offset, target.offset
+        size = min(source.size, target.size)
+        self._try(
+            "copying",
+            lambda: cl.enqueue_copy(
+                self._queue, target.memory, source.memory, src_offset=at, dst_offset=to, byte_count=size
+            ),
+        )
+
     # -- kernels --
 
     def compile(self, kernels: Sequence[Kernel]) -> list[_Built]:

@@ -32,6 +32,7 @@ def describe(device: Any, index: int) -> DeviceInfo:
         "platform": device.platform.name.strip(),
         "version": device.version.strip(),
         "driver": device.driver_version,
+        "type": cl.device_type.to_string(device.type),
     }
     missing = "" if device.available and device.compiler_available else "the device or its compiler is off"
     return DeviceInfo("opencl", device.name.strip(), index, missing, facts)

@@ -168,6 +168,10 @@ class VulkanDriver(Executor):
             self._copy(source.memory, source.offset + at, staging, 0, part.size)
             part[:] = np.frombuffer(staging.mapped, np.uint8, part.size)
 
+    def copy(self, source: Binding, target: Binding) -> None:
+        self.synchronize()
+        self._copy(source.memory, source.offset, target.memory, target.offset, min(source.size, target.size))
+
     def _stage(self, size: int) -> _Memory:
         """Memory that the host reads fast, grown as needed."""
         if self._staging is None or self._staging.size < size:

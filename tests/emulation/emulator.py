@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,24 @@ class FakeCuda:
     def to_host(self, memory: FakeBlock, offset: int, array: Any) -> None:
         self._check()
         array.reshape(-1).view(np.uint8)[:] = memory.bytes()[offset : offset + array.nbytes]
+
+    def copy(self, to: int, at: int, size: int) -> None:
+        self._check()
+        ctypes.memmove(to, at, size)
+
+    def adopt(self, value: Any) -> Any:
+        self._check()
+        found = getattr(value, "__cuda_array_interface__", None)
+        if found is None:
+            return None
+        assert found["strides"] is None
+        size = int(np.prod(found["shape"])) * np.dtype(found["typestr"]).itemsize
+        return SimpleNamespace(ptr=found["data"][0], size=size, owner=value)
+
+    def export(self, tensor: Any) -> Any:
+        found = tensor.__cuda_array_interface__
+        kind = ctypes.c_char * tensor.nbytes
+        return np.frombuffer(kind.from_address(found["data"][0]), found["typestr"]).reshape(found["shape"])
 
     def compile(self, source: str, name: str) -> Function:
         self._check()
