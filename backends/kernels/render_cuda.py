@@ -25,6 +25,18 @@ _SUFFIXED = frozenset(
     {"sqrt", "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "floor", "ceil", "rint",
      "trunc", "pow", "atan2", "expm1", "log1p", "erf", "asinh", "acosh", "atanh"}
 )  # fmt: skip
+#: Halves for NVRTC, which comes without the toolkit's headers: bits, converted by the device's instructions.
+_HALF = (
+    "#ifdef __CUDACC_RTC__",
+    "struct __half { unsigned short bits; };",
+    "static __device__ __forceinline__ float __half2float(__half h) {",
+    '  float v; asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(h.bits)); return v;',
+    "}",
+    "static __device__ __forceinline__ __half __float2half_rn(float v) {",
+    '  __half h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(v)); return h;',
+    "}",
+    "#endif",
+)
 
 
 class CudaRenderer(Renderer):
@@ -42,7 +54,7 @@ class CudaRenderer(Renderer):
     def header(self) -> list[str]:
         lines = []
         if any(b.dtype is DType.F16 for b in self.kernel.buffers) or "f16" in self.kernel.features():
-            lines.append("#include <cuda_fp16.h>")
+            lines += _HALF
         return lines
 
     def signature(self) -> list[str]:

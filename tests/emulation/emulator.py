@@ -117,7 +117,7 @@ def cuda_function(source: str, name: str) -> Function:
         'extern "C" const char* simt_run(const unsigned* groups, const unsigned* local, void** a) {\n'
         f"  return simt::run(groups, local, {fibers}, [&] {{ {name}({calls}); }});\n}}"
     )
-    return Function(build(source.replace("#include <cuda_fp16.h>", ""), wrapper, "cuda_prelude.h"))
+    return Function(build(source, wrapper, "cuda_prelude.h"))
 
 
 def metal_function(source: str, name: str) -> Function:

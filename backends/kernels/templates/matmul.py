@@ -10,6 +10,7 @@ from mnnpy.backends.kernels.ir import const, register_type
 from mnnpy.backends.kernels.lowering import Lowering, choices, template
 from mnnpy.backends.kernels.templates.elementwise import collapse
 from mnnpy.backends.kernels.templates.epilogue import Epilogue
+from mnnpy.backends.kernels.templates.library import by_library, in_library
 from mnnpy.backends.kernels.templates.packed import choose_block, column_panels, pack_columns, packed_product
 from mnnpy.backends.kernels.templates.product import Product, batch_starts
 from mnnpy.backends.kernels.templates.tiles import choose_tile, tiled_product
@@ -31,7 +32,11 @@ PACKED, LAUNCH, PLAIN, FOREIGN = 40.0, 4096.0, 20.0, 50.0
 def matmul(work: Lowering, node: Node) -> None:
     """Chooses a shape by device and sizes; ``algorithm`` forces one of ``ALGORITHMS``."""
     chosen = work.algorithm(node, [name for name, _ in candidates(work, node)])
-    {"packed": _packed, "tiles": _tiles, "plain": _plain}[chosen](work, _product(work, node))
+    product = _product(work, node)
+    if chosen == "library":
+        by_library(work, product, _tiles)
+    else:
+        {"packed": _packed, "tiles": _tiles, "plain": _plain}[chosen](work, product)
 
 
 @choices("MatMul")
@@ -49,6 +54,8 @@ def candidates(work: Lowering, node: Node) -> list[tuple[str, float]]:
         "plain": flops * PLAIN,
     }
     found["tiles" if work.caps.cpu_like else "packed"] *= FOREIGN
+    if in_library(work, p):
+        found["library"] = flops
     return sorted(found.items(), key=lambda item: item[1])
 
 
