@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnnpy.backends.kernels.tensor import DeviceTensor, device_view
+from mnnpy.backends.kernels.tensor import DeviceTensor, device_view, to_host
 from mnnpy.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ class Binding:
         self._on_device.discard(k)
         found = device_view(value)
         if found is not None:
-            # Only shape and dtype are looked at: no element of it exists.
-            self._session._check(name, np.broadcast_to(np.zeros((), found[1]), found[0]))
+            self._session._check(name, _like(value))
             self._on_device.add(k)
         self._feeds[k] = value if found is not None else self._session._check(name, value)
         self._call = None
@@ -100,8 +99,9 @@ class Binding:
     def _prepare_on_device(self, feeds: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         """Inputs or outputs in device memory: by the one program of the plan if it can, inputs else by the host."""
         session, names = self._session, self._session._names
-        copies = {n: np.asarray(v) if session._index(n) in self._on_device else v for n, v in feeds.items()}
-        host = session._feeds(copies)
+        host = session._feeds(
+            {n: v if session._index(n) not in self._on_device else _like(v) for n, v in feeds.items()}
+        )
         plan = session._executable.plan(host)
         program: Any = plan.direct
         if not hasattr(program, "run_bound") or session._executable.plans_by_value:
@@ -129,7 +129,7 @@ class Binding:
 
     def _through_host(self) -> dict[str, Any]:
         session = self._session
-        values = [np.asarray(v) if k in self._on_device else v for k, v in enumerate(self._feeds)]
+        values = [to_host(v) if k in self._on_device else v for k, v in enumerate(self._feeds)]
         named = zip(session._graph.input_names, values, strict=True)
         found = dict(zip(session._names, session.run(None, {n: v for n, v in named if v is not None}), strict=True))
         for name, array in self._bound.items():
@@ -143,6 +143,13 @@ def _apart(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
     """Whether no output shares memory with an input or with another output: kernels read while they write."""
     shared = (np.may_share_memory(o, other) for k, o in enumerate(outputs) for other in (*inputs, *outputs[:k]))
     return not any(shared)
+
+
+def _like(value: Any) -> Any:
+    """An array of the same shape and dtype as one in device memory, to plan with."""
+    found = device_view(value)
+    assert found is not None
+    return np.zeros(*found)
 
 
 def _fits(name: str, want: Any, given: Any) -> None:

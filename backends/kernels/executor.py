@@ -67,6 +67,7 @@ class Executor:
         self._allocated = 0
         self._lost = ""
         self._closed = False
+        self._live: dict[int, Any] = {}  # memory that is not freed
         self._retired: deque[Callable[[], None]] = deque()
         used(self.backend)
 
@@ -133,11 +134,13 @@ class Executor:
                 f"holds {self._allocated} ({_words(error)}); use smaller inputs or close other sessions"
             ) from error
         self._allocated += size
+        self._live[id(memory)] = memory
         return memory
 
     def free(self, memory: Any) -> None:
         """Give memory back; never raises."""
         self._allocated -= memory.size
+        self._live.pop(id(memory), None)
         if self._alive():
             with contextlib.suppress(*self._errors):
                 self._free(memory)
@@ -178,8 +181,12 @@ class Executor:
             return
         self._drain()
         if self._alive():
+            for memory in self._live.values():
+                with contextlib.suppress(*self._errors):
+                    self._free(memory)
             with contextlib.suppress(*self._errors):
                 self._shutdown()
+        self._live.clear()
         self._closed = True
 
     # -- inside --

@@ -13,7 +13,7 @@ import numpy as np
 from mnnpy.backends.cpu.memory import Interval, place
 from mnnpy.backends.kernels.driver import Binding, Driver, Launch
 from mnnpy.backends.kernels.lowering import Lowering, Step
-from mnnpy.backends.kernels.tensor import DeviceTensor
+from mnnpy.backends.kernels.tensor import DeviceTensor, to_host
 from mnnpy.graph.ir import Array, Graph, TensorType
 
 __all__ = ["KernelProgram"]
@@ -147,7 +147,7 @@ class KernelProgram:
             if source is not None:
                 self._driver.copy(source, place_)
             else:
-                self._driver.upload(place_, np.ascontiguousarray(value))
+                self._driver.upload(place_, to_host(value))
 
     def _fetch(self, targets: Sequence[Any]) -> list[Any]:
         results: list[Any] = []

@@ -12,7 +12,7 @@ import numpy as np
 from mnnpy.backends.kernels.driver import Binding, Driver
 from mnnpy.graph.ir import Array
 
-__all__ = ["DeviceTensor", "device_view"]
+__all__ = ["DeviceTensor", "device_view", "to_host"]
 
 
 class DeviceTensor:
@@ -91,3 +91,15 @@ def device_view(value: Any) -> tuple[tuple[int, ...], Any] | None:
     if found is not None:
         return tuple(found["shape"]), np.dtype(found["typestr"])
     return None
+
+
+def to_host(value: Any) -> Array:
+    """Any array as a dense one in host memory; CuPy and PyTorch only copy when told to."""
+    if isinstance(value, DeviceTensor):
+        return value.numpy()
+    if hasattr(value, "__cuda_array_interface__"):
+        for method in ("get", "cpu"):
+            if hasattr(value, method):
+                value = getattr(value, method)()
+                break
+    return np.ascontiguousarray(value)

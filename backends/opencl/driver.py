@@ -57,10 +57,10 @@ class OpenCLDriver(Executor):
     def __init__(self, info: DeviceInfo) -> None:
         self._device = find(info)
         super().__init__(self._device.name.strip(), (cl.Error,))
+        self._programs: dict[str, Any] = {}
         self._context = self._try("opening the device", lambda: cl.Context([self._device]))
         self._queue = self._try("opening a queue", lambda: cl.CommandQueue(self._context))
         self._timed: Any = None
-        self._programs: dict[str, Any] = {}
         self.caps = _caps(self._device)
         platform = self._device.platform
         identity = f"{platform.name}, {platform.version}, {self.name}, {self._device.driver_version}, {_OPTIONS}"

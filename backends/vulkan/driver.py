@@ -78,6 +78,9 @@ class VulkanDriver(Executor):
         queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=self._physical.family, pQueuePriorities=[1.0])
         create = vk.VkDeviceCreateInfo(pNext=chain, pQueueCreateInfos=[queue], pEnabledFeatures=None)
         self._device: Any = None
+        self._busy = False
+        self._staging: _Memory | None = None
+        self._pools: set[Any] = set()  #: of descriptors, one a recording
         self._objects: list[tuple[Callable[..., Any], Any]] = []  #: destroyers and what they destroy, oldest first
         self._device = self._try("opening the device", lambda: vk.vkCreateDevice(self._physical.handle, create, None))
         del keep
@@ -90,8 +93,6 @@ class VulkanDriver(Executor):
         self._pipelines: dict[str, _Pipeline] = {}
         self._disk = PipelineCache(self._device, self._properties)
         self._made("PipelineCache", self._disk.handle)
-        self._busy = False
-        self._staging: _Memory | None = None
         self._unified = self._physical.facts["type"] != vk.VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU
         self.caps = _caps(self._limits, features, self._physical.facts, self._unified)
 
@@ -140,9 +141,11 @@ class VulkanDriver(Executor):
         return _Memory(buffer, memory, size, mapped)
 
     def _free(self, memory: _Memory) -> None:
-        self._settle()
-        vk.vkDestroyBuffer(self._device, memory.buffer, None)
-        vk.vkFreeMemory(self._device, memory.memory, None)
+        try:
+            self._settle()
+        finally:
+            vk.vkDestroyBuffer(self._device, memory.buffer, None)
+            vk.vkFreeMemory(self._device, memory.memory, None)
 
     def upload(self, target: Binding, array: Array) -> None:
         self.synchronize()
@@ -264,6 +267,7 @@ class VulkanDriver(Executor):
             if command is not None:
                 vk.vkFreeCommandBuffers(self._device, self._commands, 1, [command])
             raise
+        self._pools.add(pool)
         return _Recording(command, pool, _submission(command), tuple(launches), groups)
 
     def _describe(self, pool: Any, launch: Launch) -> Any:
@@ -360,6 +364,7 @@ class VulkanDriver(Executor):
         try:
             self._settle()
         finally:
+            self._pools.discard(recording.pool)
             vk.vkFreeCommandBuffers(self._device, self._commands, 1, [recording.command])
             vk.vkDestroyDescriptorPool(self._device, recording.pool, None)
 
@@ -370,6 +375,8 @@ class VulkanDriver(Executor):
             vk.vkDeviceWaitIdle(self._device)
         if self._staging is not None:
             self._free(self._staging)
+        for pool in self._pools:
+            vk.vkDestroyDescriptorPool(self._device, pool, None)
         for destroy, handle in reversed(self._objects):
             destroy(self._device, handle, None)
         vk.vkDestroyDevice(self._device, None)
