@@ -31,6 +31,9 @@ _FOREVER = 2**63 - 1
 _STAGE = 32 << 20  #: bytes copied at a time through staging memory
 _VISIBLE = vk.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | vk.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT
 _DISPATCH_BASE = 0x10  # VK_PIPELINE_CREATE_DISPATCH_BASE_BIT, which the bindings do not name
+_EIGHT, _HALF = "VK_KHR_8bit_storage", "VK_KHR_shader_float16_int8"  # core in 1.2; devices are opened as 1.1
+#: The last one must be enabled where a device has it.
+_EXTENSIONS = (_EIGHT, _HALF, "VK_KHR_portability_subset")
 _USES = (
     vk.VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | vk.VK_BUFFER_USAGE_TRANSFER_SRC_BIT | vk.VK_BUFFER_USAGE_TRANSFER_DST_BIT
 )
@@ -58,7 +61,7 @@ class _Pipeline:
 class _Recording:
     command: Any
     pool: Any  #: of descriptors
-    submission: Any
+    submission: tuple[Any, Any]
     launches: Sequence[Launch]
     groups: Sequence[Any]  #: descriptor sets, one a launch
 
@@ -74,9 +77,11 @@ class VulkanDriver(Executor):
         self._properties = vk.vkGetPhysicalDeviceProperties(self._physical.handle)  # owns what `limits` points into
         self._limits = self._properties.limits
         self._kinds = vk.vkGetPhysicalDeviceMemoryProperties(self._physical.handle)
-        features, chain, keep = _wanted_features(self._physical.handle)
+        features, names, chain, keep = _wanted_features(self._physical.handle, self._physical.extensions)
         queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=self._physical.family, pQueuePriorities=[1.0])
-        create = vk.VkDeviceCreateInfo(pNext=chain, pQueueCreateInfos=[queue], pEnabledFeatures=None)
+        create = vk.VkDeviceCreateInfo(
+            pNext=chain, pQueueCreateInfos=[queue], ppEnabledExtensionNames=names, pEnabledFeatures=None
+        )
         self._device: Any = None
         self._busy = False
         self._staging: _Memory | None = None
@@ -309,8 +314,8 @@ class VulkanDriver(Executor):
         self.synchronize()
         self._try("submitting", lambda: self._submit(recording.submission))
 
-    def _submit(self, submission: Any) -> None:
-        vk.vkQueueSubmit(self._queue, 1, submission, self._fence)
+    def _submit(self, submission: tuple[Any, Any]) -> None:
+        vk.vkQueueSubmit(self._queue, 1, submission[0], self._fence)
         self._busy = True
 
     def synchronize(self) -> None:
@@ -400,9 +405,10 @@ class VulkanDriver(Executor):
         vk.vkEndCommandBuffer(command)
 
 
-def _submission(command: Any) -> Any:
-    """A submission that is made once: its array keeps the structures alive."""
-    return vk.ffi.new("VkSubmitInfo[]", [vk.VkSubmitInfo(pCommandBuffers=[command])])
+def _submission(command: Any) -> tuple[Any, Any]:
+    """A submission that is made once: the array that is handed over, and what its copy points into."""
+    info = vk.VkSubmitInfo(pCommandBuffers=[command])
+    return vk.ffi.new("VkSubmitInfo[]", [info]), info
 
 
 def _barrier(command: Any, access: int = 0, stage: int = 0) -> None:
@@ -414,26 +420,30 @@ def _barrier(command: Any, access: int = 0, stage: int = 0) -> None:
     vk.vkCmdPipelineBarrier(command, stages, stages | stage, 0, 1, [memory], 0, None, 0, None)
 
 
-def _wanted_features(physical: Any) -> tuple[frozenset[str], Any, Any]:
-    """Features of the device by our names, the chain that asks for them, and what must stay alive meanwhile."""
+def _wanted_features(physical: Any, known: frozenset[str]) -> tuple[frozenset[str], list[str], Any, Any]:
+    """Features of the device by our names, extensions and chain that ask for them, what must stay alive meanwhile."""
+    wanted = [e for e in _EXTENSIONS if e in known]
     sixteen = vk.VkPhysicalDevice16BitStorageFeatures()
-    eight = vk.VkPhysicalDevice8BitStorageFeatures(pNext=sixteen)
-    half = vk.VkPhysicalDeviceShaderFloat16Int8Features(pNext=eight)
-    chain = vk.VkPhysicalDeviceFeatures2(pNext=half)
+    eight = vk.VkPhysicalDevice8BitStorageFeatures(pNext=sixteen) if _EIGHT in known else None
+    half = vk.VkPhysicalDeviceShaderFloat16Int8Features(pNext=eight or sixteen) if _HALF in known else None
+    chain = vk.VkPhysicalDeviceFeatures2(pNext=half or eight or sixteen)
     vk.vkGetPhysicalDeviceFeatures2(physical, chain)
-    names = set()
-    if chain.features.shaderFloat64:
-        names |= {"f64", "f64_math"}  # GLSL has no such functions: glsl_double defines them
-    if chain.features.shaderInt64:
-        names.add("i64")
-    if sixteen.storageBuffer16BitAccess:
-        names.add("storage16")
-    if eight.storageBuffer8BitAccess:
-        names.add("storage8")
-    if half.shaderFloat16:
-        names.add("f16")
-    names |= {"atomics", "subgroups"}
-    return frozenset(names), chain, (sixteen, eight, half, chain)
+    groups = vk.VkPhysicalDeviceSubgroupProperties()
+    more = vk.VkPhysicalDeviceProperties2(pNext=groups)
+    vk.vkGetPhysicalDeviceProperties2(physical, more)
+    arithmetic = bool(groups.supportedOperations & vk.VK_SUBGROUP_FEATURE_ARITHMETIC_BIT)
+    has = {
+        "atomics": True,
+        "f64": chain.features.shaderFloat64,
+        "f64_math": chain.features.shaderFloat64,  # GLSL has no such functions: glsl_double defines them
+        "i64": chain.features.shaderInt64,
+        "storage16": sixteen.storageBuffer16BitAccess,
+        "storage8": eight is not None and eight.storageBuffer8BitAccess,
+        "f16": half is not None and half.shaderFloat16,
+        "subgroups": arithmetic and groups.supportedStages & vk.VK_SHADER_STAGE_COMPUTE_BIT,
+    }
+    chain.features.robustBufferAccess = False  # bounds checks in every access; our tests watch the bounds instead
+    return frozenset(n for n, there in has.items() if there), wanted, chain, (sixteen, eight, half, chain)
 
 
 def _caps(limits: Any, features: frozenset[str], facts: dict[str, Any], unified: bool) -> Caps:

@@ -14,6 +14,10 @@ from mnnpy.errors import BackendUnavailableError
 __all__ = ["PhysicalDevice", "find", "instance", "physical_devices"]
 
 
+_PORTABILITY = "VK_KHR_portability_enumeration"
+_LIST_LAYERED = 1  # VK_INSTANCE_CREATE_ENUMERATE_PORTABILITY_BIT_KHR
+
+
 @dataclass(frozen=True, slots=True)
 class PhysicalDevice:
     """A device with a compute queue."""
@@ -22,6 +26,7 @@ class PhysicalDevice:
     name: str
     family: int  #: queue family index
     stamps: int  #: bits of its time stamps; 0: it has none
+    extensions: frozenset[str] = frozenset()
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -29,7 +34,13 @@ class PhysicalDevice:
 def instance() -> Any:
     """Created once; lives as long as the process."""
     app = vk.VkApplicationInfo(pApplicationName="mnnpy", apiVersion=vk.VK_MAKE_VERSION(1, 1, 0))
-    return vk.vkCreateInstance(vk.VkInstanceCreateInfo(pApplicationInfo=app), None)
+    known = {e.extensionName for e in vk.vkEnumerateInstanceExtensionProperties(None)}
+    # Layers over another API (Metal) are listed only to those who say that they know what they are.
+    layered = [_PORTABILITY] if _PORTABILITY in known else []
+    create = vk.VkInstanceCreateInfo(
+        flags=_LIST_LAYERED if layered else 0, pApplicationInfo=app, ppEnabledExtensionNames=layered
+    )
+    return vk.vkCreateInstance(create, None)
 
 
 @functools.cache
@@ -56,7 +67,8 @@ def physical_devices() -> tuple[PhysicalDevice, ...]:
             "allocation": int(maintenance.maxMemoryAllocationSize),
         }
         stamps = families[family].timestampValidBits
-        found.append(PhysicalDevice(handle, facts.deviceName, family, stamps, shown))
+        names = frozenset(e.extensionName for e in vk.vkEnumerateDeviceExtensionProperties(handle, None))
+        found.append(PhysicalDevice(handle, facts.deviceName, family, stamps, names, shown))
     order = (vk.VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU, vk.VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU)
     rank = {kind: k for k, kind in enumerate(order)} | {vk.VK_PHYSICAL_DEVICE_TYPE_CPU: 9}
     return tuple(sorted(found, key=lambda d: rank.get(d.facts["type"], 5)))
