@@ -1,4 +1,7 @@
-"""Label C: every shader of the table is accepted by glslang and by spirv-val, for more devices than there are here."""
+"""Label C: kernels of the table are accepted by compilers, for more devices than there are here.
+
+Shaders by glslang and spirv-val, CUDA kernels by NVRTC as machine code of each generation.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ import pytest
 from mnnpy.backends.base import DeviceInfo
 from mnnpy.backends.kernels.device import KernelDevice
 from mnnpy.backends.kernels.driver import Binding, Caps, Launch
+from mnnpy.backends.kernels.executor import Executor
 from mnnpy.backends.kernels.ir import Kernel
+from mnnpy.backends.kernels.render import Renderer
+from mnnpy.backends.kernels.render_cuda import CudaRenderer
 from mnnpy.backends.kernels.render_glsl import GlslRenderer
 from mnnpy.backends.vulkan.spirv import assemble, compiler
 from mnnpy.conformance.cases import select
@@ -23,7 +29,9 @@ from mnnpy.conformance.run import Runner, prepare
 from mnnpy.conformance.targets import Target, label_of
 from mnnpy.errors import BackendError
 from mnnpy.graph.ir import Array
+from tests.conformance.nvrtc import compile_cubin, library
 from tests.conformance.targets import expectations
+from tests.emulation.emulator import emulated_cuda
 
 FEATURES = frozenset({"atomics", "f16", "f64", "i64", "storage8", "storage16", "subgroups"})
 DEVICES = {
@@ -33,22 +41,26 @@ DEVICES = {
 }
 
 
-class Collector:
+class Collector(Executor):
     """A driver that keeps kernels and runs nothing."""
 
     def __init__(self, caps: Caps) -> None:
+        super().__init__("compiler", (MemoryError,))
         self.caps = caps
         self.kernels: list[Kernel] = []
-        self.allocated = 0
 
-    def allocate(self, size: int) -> Array:
+    def _allocate(self, size: int) -> Array:
         return np.zeros(size, np.uint8)
 
-    def free(self, memory: Array) -> None: ...
+    def _free(self, memory: Array) -> None: ...
+
+    def _release(self, recording: Any) -> None: ...
 
     def upload(self, target: Binding, array: Array) -> None: ...
 
     def download(self, source: Binding, array: Array) -> None: ...
+
+    def copy(self, source: Binding, target: Binding) -> None: ...
 
     def compile(self, kernels: Sequence[Kernel]) -> list[Any]:
         self.kernels += kernels
@@ -64,11 +76,9 @@ class Collector:
     def time(self, recording: Any) -> list[float]:
         return []
 
-    def release(self, recording: Any) -> None: ...
 
-
-def shaders(caps: Caps, *, sample: bool) -> dict[str, str]:
-    """GLSL → the case that needs it first."""
+def sources(caps: Caps, renderer: type[Renderer] = GlslRenderer, *, sample: bool) -> dict[str, str]:
+    """Rendered kernel → the case that needs it first."""
     found: dict[str, str] = {}
     driver = Collector(caps)
     device = KernelDevice(DeviceInfo("vulkan", "compiler", facts={"label": "C"}), driver)
@@ -79,7 +89,7 @@ def shaders(caps: Caps, *, sample: bool) -> dict[str, str]:
         if not runner.declined(graph):
             runner.program(graph)
             for kernel in driver.kernels:
-                found.setdefault(GlslRenderer(kernel).source(), case.name)
+                found.setdefault(renderer(kernel).source(), case.name)
             driver.kernels.clear()
     return found
 
@@ -93,7 +103,7 @@ def validated(folder: Path, name: str, *, sample: bool) -> int:
     tool = shutil.which("spirv-val")
     if tool is None:
         pytest.skip("spirv-val is not installed: apt-get install spirv-tools")
-    cases = shaders(DEVICES[name], sample=sample)
+    cases = sources(DEVICES[name], sample=sample)
 
     def problem(numbered: tuple[int, str]) -> str:
         number, source = numbered
@@ -125,3 +135,32 @@ def test_sample(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", DEVICES)
 def test_whole_table(tmp_path: Path, name: str) -> None:
     assert validated(tmp_path, name, sample=False) > 400
+
+
+def compiled_by_nvrtc(*, sample: bool) -> int:
+    """How many CUDA kernels there are; each becomes machine code of every generation."""
+    if library() is None:
+        pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+    cases = sources(emulated_cuda().driver.caps, CudaRenderer, sample=sample)
+    jobs = [(source, generation) for source in cases for generation in (75, 80, 90, 120)]
+    with ThreadPoolExecutor(2) as workers:
+        said = list(workers.map(lambda job: compile_cubin(*job), jobs))
+    bad = [f"{cases[s]} for sm_{g}: {words}\n{s}" for (s, g), words in zip(jobs, said, strict=True) if words]
+    assert not bad, f"{len(bad)} of {len(jobs)}:\n" + "\n".join(bad[:3])
+    return len(cases)
+
+
+def test_sample_for_cuda() -> None:
+    assert compiled_by_nvrtc(sample=True) > 120
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_whole_table_for_cuda() -> None:
+    assert compiled_by_nvrtc(sample=False) > 400
+
+
+def test_nvrtc_refuses_what_is_no_kernel() -> None:
+    if library() is None:
+        pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+    assert "error" in compile_cubin("no kernel;", 80)
