@@ -116,6 +116,8 @@ class Executor:
             raise BackendError(
                 f"backend '{self.backend}': this session was opened before the process was forked; {_FORKED}"
             )
+        if self._closed:
+            raise BackendError(f"backend '{self.backend}': device '{self.name}' was closed; open a new session")
         if self._lost:
             raise BackendError(
                 f"backend '{self.backend}': device '{self.name}' was lost ({self._lost}); its memory is gone: "
