@@ -14,7 +14,7 @@ from mnnpy.backends.analytic import moved_bytes, node_flops
 from mnnpy.backends.base import NodeView
 from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.mapped import map_of
-from mnnpy.backends.cpu.memory import Interval, place
+from mnnpy.backends.memory import Interval, place
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.errors import BackendError
 from mnnpy.graph.ir import Graph, Node, TensorType

@@ -174,12 +174,12 @@ class CpuDevice:
 
 def lower(graph: Graph, optimize: frozenset[str], precision: str = "normal") -> Graph:
     """All passes between a segment and its native program."""
-    from mnnpy.backends.cpu.passes.attention import fuse_attention
     from mnnpy.backends.cpu.passes.factor import factor_concat, gather_one_hot, sums_as_products
     from mnnpy.backends.cpu.passes.layout import to_channels_last
     from mnnpy.backends.cpu.passes.merge_matmul import merge_projections
     from mnnpy.backends.cpu.passes.norm import fuse_add_norm
     from mnnpy.backends.cpu.passes.widen import widen_half
+    from mnnpy.backends.passes.attention import fuse_attention
     from mnnpy.backends.passes.fuse import fuse_elementwise, fuse_epilogues
     from mnnpy.backends.passes.views import constant_gathers
     from mnnpy.decompose.lower import prune, tidy

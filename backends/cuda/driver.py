@@ -65,7 +65,7 @@ class CudaDriver(Executor):
         super().__init__(str(facts["name"]), api.errors)
         self._built: dict[str, Any] = {}
         self.caps = Caps(
-            features=frozenset({"f64", "f64_math", "i64", "storage8", "storage16", "atomics"}),
+            features=frozenset({"f64", "f64_math", "i64", "storage8", "storage16", "atomics", "subgroups"}),
             max_group=1024,
             local_memory=int(facts["shared"]),
             max_bindings=200,  # 4 KiB of parameters

@@ -54,10 +54,11 @@ class KernelBuilder:
         return made
 
     def scalar(self, name: str, dtype: DType = DType.I32) -> Expr:
-        """A number that each launch gives: no new source is compiled when it changes."""
-        if not any(n == name for n, _ in self._scalars):
+        """A number that each launch gives, typed by its first use: no new source is compiled when it changes."""
+        known = dict(self._scalars).get(name)
+        if known is None:
             self._scalars.append((name, dtype))
-        return Expr("var", Type(dtype), (), name)
+        return Expr("var", Type(known or dtype), (), name)
 
     def array(self, dtype: DType, size: int, space: str = "private", lanes: int = 1) -> Array:
         """Memory of the work item, or of the work group (``local``)."""
@@ -73,6 +74,10 @@ class KernelBuilder:
 
     def group_id(self, axis: int = 0) -> Expr:
         return Expr("id", Type(DType.I32), (), ("group", axis))
+
+    def subgroup_id(self, kind: str) -> Expr:
+        """``lane`` (of the item in its subgroup), ``subgroup`` (in the group), ``subgroups`` (how many)."""
+        return Expr("id", Type(DType.I32), (), (kind, 0))
 
     # -- expressions --
 

@@ -16,9 +16,9 @@ from typing import Any
 from mnnpy.graph.dtypes import DType
 
 __all__ = [
-    "REGISTER_TYPES", "Array", "ArrayStore", "Assign", "AtomicUpdate", "Barrier", "Buffer", "Expr", "For", "If",
-    "Kernel", "Let", "Mutable", "Number", "Stmt", "Store", "Type", "While", "as_expr", "const", "eq", "ne",
-    "register_type", "select", "walk",
+    "REGISTER_TYPES", "SUBGROUP_IDS", "Array", "ArrayStore", "Assign", "AtomicUpdate", "Barrier", "Buffer", "Expr",
+    "For", "If", "Kernel", "Let", "Mutable", "Number", "Stmt", "Store", "Type", "While", "as_expr", "const", "eq", "ne",
+    "register_type", "select", "vector", "walk",
 ]  # fmt: skip
 
 Number = bool | int | float
@@ -77,11 +77,12 @@ class Expr:
     """An expression: *op*, operands, and for leaves a *value*.
 
     Leaves: ``const`` (number), ``var`` (name), ``load`` (Buffer; args: index), ``vload`` (Buffer; *lanes* consecutive
-    elements, args: index of the first), ``aload`` (Array; args: index), ``id`` ((kind, axis): ``global``, ``local`` or
-    ``group``). Integer ``/`` and ``%`` truncate; templates use them on non-negative operands unless they mean that.
-    ``min`` and ``max`` of floats say nothing about NaN. ``cast`` truncates floats; ``bitcast`` keeps bits; ``lane``
-    takes element *value* of a vector; ``splat`` repeats a scalar; ``sg_add``, ``sg_max``, ``sg_min`` reduce over a
-    subgroup.
+    elements, args: index of the first), ``aload`` (Array; args: index), ``id`` ((kind, axis): ``global``, ``local``,
+    ``group``; also ``lane``, the item's place in its subgroup, ``subgroup``, that one's place in the group, and
+    ``subgroups``, how many the group has). Integer ``/`` and ``%`` truncate; templates use them on non-negative
+    operands unless they mean that. ``min`` and ``max`` of floats say nothing about NaN. ``cast`` truncates floats;
+    ``bitcast`` keeps bits; ``lane`` takes element *value* of a vector; ``splat`` repeats a scalar; ``vector`` joins
+    scalars; ``sg_add``, ``sg_max``, ``sg_min`` reduce over a subgroup.
     """
 
     op: str
@@ -197,7 +198,7 @@ class Expr:
         return self if dtype is self.dtype else Expr("bitcast", Type(dtype, self.type.lanes), (self,))
 
     def lane(self, k: int) -> Expr:
-        return Expr("lane", Type(self.dtype), (self,), k)
+        return self if self.type.lanes == 1 else Expr("lane", Type(self.dtype), (self,), k)
 
     def splat(self, lanes: int) -> Expr:
         return self if lanes == self.type.lanes else Expr("splat", Type(self.dtype, lanes), (self,))
@@ -209,6 +210,7 @@ FUNCTIONS = frozenset(
      "trunc", "abs", "isnan", "isinf", "pow", "atan2", "min", "max", "fma", "sg_add", "sg_max", "sg_min",
      "expm1", "log1p", "erf", "asinh", "acosh", "atanh"}  # the last six of f64 only
 )  # fmt: skip
+SUBGROUP_IDS = frozenset({"lane", "subgroup", "subgroups"})
 #: Functions of f64 that a device with f64 arithmetic may still lack (feature ``f64_math``).
 _TRANSCENDENTAL = FUNCTIONS - {
     "sqrt", "floor", "ceil", "rint", "trunc", "abs", "isnan", "isinf", "min", "max", "fma",
@@ -282,6 +284,11 @@ def eq(a: Expr, b: Expr | Number) -> Expr:
 
 def ne(a: Expr, b: Expr | Number) -> Expr:
     return _binary("!=", a, b)
+
+
+def vector(parts: Sequence[Expr]) -> Expr:
+    """A vector of as many lanes as there are scalars; one scalar stays itself."""
+    return parts[0] if len(parts) == 1 else Expr("vector", Type(parts[0].dtype, len(parts)), tuple(parts))
 
 
 def select(condition: Expr, a: Expr | Number, b: Expr | Number) -> Expr:
@@ -408,7 +415,7 @@ class Kernel:
                     found.add(names[item.dtype])
                 if item.dtype is DType.F64 and item.op in _TRANSCENDENTAL:
                     found.add("f64_math")
-                if item.op.startswith("sg_"):
+                if item.op.startswith("sg_") or (item.op == "id" and item.value[0] in SUBGROUP_IDS):
                     found.add("subgroups")
             elif isinstance(item, AtomicUpdate):
                 found.add("atomics")

@@ -1,14 +1,16 @@
-"""Passes between a segment and its launches: element-wise groups, and rasters read through by their consumers."""
+"""Passes between a segment and its launches: what becomes one kernel, and rasters read through by their consumers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from mnnpy.backends.passes.attention import fuse_attention
 from mnnpy.backends.passes.fuse import Accepts, fuse_elementwise, fuse_epilogues
 from mnnpy.backends.passes.views import axis_strides, whole_region
 from mnnpy.decompose.lower import prune
 from mnnpy.decompose.regions import coalesce
+from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Graph, Node
 
 __all__ = ["lower_graph", "read_through_rasters"]
@@ -16,7 +18,8 @@ __all__ = ["lower_graph", "read_through_rasters"]
 #: Ops whose templates read operands through the strides of attribute ``views``.
 _STRIDED = frozenset({"Unary", "Binary", "Select", "Convert", "Elementwise", "Reduce"})
 #: Ops whose templates read bias, residual and activation.
-EPILOGUES = frozenset({"MatMul"})
+EPILOGUES = frozenset({"Convolution", "MatMul"})
+_FLOATS = frozenset({DType.F16, DType.BF16, DType.F32})
 #: A raster with more readers is better made once.
 MAX_READERS = 3
 
@@ -24,6 +27,8 @@ MAX_READERS = 3
 def lower_graph(graph: Graph, optimize: frozenset[str], accepts: Accepts) -> Graph:
     """All passes that are switched on; *accepts* says by trial lowering whether the device takes a node."""
     graph = prune(graph)
+    if "fuse_attention" in optimize:
+        graph = prune(fuse_attention(graph, accepts, _FLOATS))
     if "fuse_epilogue" in optimize:
         graph = prune(fuse_epilogues(graph, lambda node, types: node.op in EPILOGUES and accepts(node, types)))
     if "fuse_elementwise" in optimize:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mnnpy.backends.cpu.memory import Interval, place
 from mnnpy.backends.kernels.driver import Binding, Driver, Launch
 from mnnpy.backends.kernels.lowering import Lowering, Step
 from mnnpy.backends.kernels.tensor import DeviceTensor, to_host
+from mnnpy.backends.memory import Interval, place
 from mnnpy.graph.ir import Array, Graph, TensorType
 
 __all__ = ["KernelProgram"]

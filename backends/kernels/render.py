@@ -91,10 +91,15 @@ class Renderer:
     def atomic(self, s: AtomicUpdate) -> str:
         raise NotImplementedError
 
+    # Only where ``lanes`` is above 1: elsewhere vectors are scalarised.
+
     def splat(self, value: str, target: Type) -> str:
         raise NotImplementedError
 
     def lane(self, value: str, k: int) -> str:
+        raise NotImplementedError
+
+    def vector(self, parts: Sequence[str], target: Type) -> str:
         raise NotImplementedError
 
     def special(self, value: float, dtype: DType) -> str:
@@ -152,6 +157,8 @@ class Renderer:
             return self.splat(args[0], e.type)
         if op == "lane":
             return self.lane(args[0], e.value)
+        if op == "vector":
+            return self.vector(args, e.type)
         if op == "neg":
             return f"(-{args[0]})"
         if op in ("not", "~"):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from mnnpy.backends.kernels.ir import Array, AtomicUpdate, Buffer, Expr, Type, register_type
+from mnnpy.backends.kernels.ir import SUBGROUP_IDS, Array, AtomicUpdate, Buffer, Expr, Type, register_type
 from mnnpy.backends.kernels.render import Renderer
 from mnnpy.graph.dtypes import DType
 
@@ -39,6 +39,14 @@ _HALF = (
 )
 
 
+#: Reductions over a warp by a butterfly: every lane gets the same bits.
+_SUBGROUP = [
+    f"template <class T> __device__ inline T sg_{name}(T v) {{ for (int d = 16; d > 0; d >>= 1) "
+    f"{{ const T o = __shfl_xor_sync(0xffffffffu, v, d); v = {step}; }} return v; }}"
+    for name, step in (("add", "v + o"), ("max", "o > v ? o : v"), ("min", "o < v ? o : v"))
+]
+
+
 class CudaRenderer(Renderer):
     """One kernel as CUDA C++. Halves are converted by the hardware's instructions, without headers."""
 
@@ -52,9 +60,11 @@ class CudaRenderer(Renderer):
     barrier = "__syncthreads();"
 
     def header(self) -> list[str]:
-        lines = []
+        lines: list[str] = []
         if any(b.dtype is DType.F16 for b in self.kernel.buffers) or "f16" in self.kernel.features():
             lines += _HALF
+        if "subgroups" in self.kernel.features():
+            lines += _SUBGROUP
         return lines
 
     def signature(self) -> list[str]:
@@ -76,6 +86,10 @@ class CudaRenderer(Renderer):
         return _STORAGE[d.itemsize] if d.itemsize < 4 else self.types[d]
 
     def identifier(self, kind: str, axis: int) -> str:
+        x, y, z = self.kernel.local
+        if kind in SUBGROUP_IDS:
+            item = f"(threadIdx.x + {x} * (threadIdx.y + {y} * threadIdx.z))"
+            return {"lane": f"(int)({item} & 31)", "subgroup": f"(int)({item} >> 5)"}.get(kind, str(x * y * z // 32))
         a = "xyz"[axis]
         if kind == "global":
             return f"(int)(blockIdx.{a} * blockDim.{a} + threadIdx.{a})"
@@ -115,16 +129,8 @@ class CudaRenderer(Renderer):
         name = _BITS.get((source.dtype, target.dtype))
         return f"{name}({value})" if name else f"(({self.types[target.dtype]})({value}))"
 
-    def splat(self, value: str, target: Type) -> str:
-        raise NotImplementedError("vectors are scalarised before CUDA")
-
-    def lane(self, value: str, k: int) -> str:
-        raise NotImplementedError("vectors are scalarised before CUDA")
-
     def call(self, op: str, args: Sequence[str], e: Expr) -> str:
         kind = e.args[0].dtype
-        if op.startswith("sg_"):
-            raise NotImplementedError("subgroup reductions are written with shuffles on CUDA")
         if op in ("isnan", "isinf"):
             return f"({op}({args[0]}) != 0)"
         if op == "abs":

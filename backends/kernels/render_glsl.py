@@ -28,6 +28,7 @@ _BITS = {
     (DType.F64, DType.I64): "doubleBitsToInt64", (DType.F64, DType.U64): "doubleBitsToUint64",
     (DType.I64, DType.F64): "int64BitsToDouble", (DType.U64, DType.F64): "uint64BitsToDouble",
 }  # fmt: skip
+_SUBGROUP = {"lane": "gl_SubgroupInvocationID", "subgroup": "gl_SubgroupID", "subgroups": "gl_NumSubgroups"}
 #: f16 bits of a float, rounded to nearest even: float16_t() may also round towards zero (SPIR-V leaves it open).
 _HALF_BITS = """uint half_bits(float x) {
   uint bits = floatBitsToUint(x), sign = (bits >> 16) & 0x8000u, size = bits & 0x7fffffffu;
@@ -85,6 +86,8 @@ class GlslRenderer(Renderer):
         return self.types[d]
 
     def identifier(self, kind: str, axis: int) -> str:
+        if kind in _SUBGROUP:
+            return f"int({_SUBGROUP[kind]})"
         name = {"global": "gl_GlobalInvocationID", "local": "gl_LocalInvocationID", "group": "gl_WorkGroupID"}[kind]
         return f"int({name}.{'xyz'[axis]})"
 
@@ -125,12 +128,6 @@ class GlslRenderer(Renderer):
             return value
         name = _BITS.get((source.dtype, target.dtype)) or self.types[target.dtype]
         return f"{name}({value})"
-
-    def splat(self, value: str, target: Type) -> str:
-        raise NotImplementedError("vectors are scalarised before GLSL")
-
-    def lane(self, value: str, k: int) -> str:
-        raise NotImplementedError("vectors are scalarised before GLSL")
 
     def call(self, op: str, args: Sequence[str], e: Expr) -> str:
         if op.startswith("sg_"):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from mnnpy.backends.kernels.ir import Array, AtomicUpdate, Buffer, Expr, Type, register_type
+from mnnpy.backends.kernels.ir import SUBGROUP_IDS, Array, AtomicUpdate, Buffer, Expr, Type, register_type
 from mnnpy.backends.kernels.render import Renderer
 from mnnpy.graph.dtypes import DType
 
@@ -47,6 +47,12 @@ class MetalRenderer(Renderer):
             "uint3 local_id [[thread_position_in_threadgroup]]",
             "uint3 group_id [[threadgroup_position_in_grid]]",
         ]
+        if "subgroups" in self.kernel.features():
+            parts += [
+                "uint lane_id [[thread_index_in_simdgroup]]",
+                "uint subgroup_id [[simdgroup_index_in_threadgroup]]",
+                "uint subgroups_id [[simdgroups_per_threadgroup]]",
+            ]
         lines = [f"kernel void {self.kernel.name}({', '.join(parts)}) {{"]
         return lines + [f"  const {self.types[t]} {n} = scalars.{n};" for n, t in self.kernel.scalars]
 
@@ -59,6 +65,8 @@ class MetalRenderer(Renderer):
         return _STORAGE[d.itemsize] if d.itemsize < 4 else self.types[d]
 
     def identifier(self, kind: str, axis: int) -> str:
+        if kind in SUBGROUP_IDS:
+            return f"int({kind}_id)"
         return f"int({kind}_id.{'xyz'[axis]})"
 
     def declare(self, array: Array) -> str:
@@ -90,12 +98,6 @@ class MetalRenderer(Renderer):
 
     def bitcast(self, value: str, source: Type, target: Type) -> str:
         return f"as_type<{self.types[target.dtype]}>({value})"
-
-    def splat(self, value: str, target: Type) -> str:
-        raise NotImplementedError("vectors are scalarised before MSL")
-
-    def lane(self, value: str, k: int) -> str:
-        raise NotImplementedError("vectors are scalarised before MSL")
 
     def call(self, op: str, args: Sequence[str], e: Expr) -> str:
         if op.startswith("sg_"):

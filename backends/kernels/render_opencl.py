@@ -18,6 +18,9 @@ _ROUNDED = "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16"
 _FN = {"+": "old + value", "*": "old * value", "min": "min(old, value)", "max": "max(old, value)"}
 
 
+_SUBGROUP = {"lane": "get_sub_group_local_id", "subgroup": "get_sub_group_id", "subgroups": "get_num_sub_groups"}
+
+
 class OpenCLRenderer(Renderer):
     """One kernel as OpenCL C. Half elements go through ``vload_half``; bf16 through their bits."""
 
@@ -67,6 +70,8 @@ class OpenCLRenderer(Renderer):
         return f"int{t.lanes}" if t.dtype is DType.BOOL and t.lanes > 1 else super().type(t)
 
     def identifier(self, kind: str, axis: int) -> str:
+        if kind in _SUBGROUP:
+            return f"(int){_SUBGROUP[kind]}()"
         return f"(int)get_{kind}_id({axis})"
 
     def declare(self, array: Array) -> str:
@@ -120,6 +125,9 @@ class OpenCLRenderer(Renderer):
 
     def splat(self, value: str, target: Type) -> str:
         return f"(({self.type(target)})({value}))"
+
+    def vector(self, parts: Sequence[str], target: Type) -> str:
+        return f"(({self.type(target)})({', '.join(parts)}))"
 
     def lane(self, value: str, k: int) -> str:
         return f"{value}.s{k:x}"

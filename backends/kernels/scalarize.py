@@ -92,7 +92,7 @@ class _Scalarizer:
             self._out.append(Assign(s.name, self._part(value, 0)))
             return
         parts = [self._part(value, k) for k in range(lanes)]
-        if _has_lane(value):  # a lane of the register that is being assigned may be read after it changed
+        if _has_lane(s.value):  # a lane of the register that is being assigned may be read after it changed
             parts = [self._named(p) for p in parts]
         self._out += [Assign(_lane(s.name, k), p) for k, p in enumerate(parts)]
 
@@ -145,6 +145,8 @@ class _Scalarizer:
             return self._part(e.args[0], 0)
         if e.op == "lane":
             return self._part(e.args[0], e.value)
+        if e.op == "vector":
+            return self._part(e.args[k], 0)
         if e.op == "vload":
             return Expr("load", kind, (self._part(e.args[0], 0) + k,), e.value)
         if e.op == "aload":

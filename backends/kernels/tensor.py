@@ -32,7 +32,7 @@ class DeviceTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the contents."""
-        return prod(self.shape) * self.dtype.itemsize
+        return int(prod(self.shape) * self.dtype.itemsize)
 
     @property
     def binding(self) -> Binding:
@@ -71,7 +71,8 @@ class DeviceTensor:
         exported = self.driver.export(self)
         if exported is None:
             raise BufferError("memory of this device cannot be exchanged by DLPack; use numpy()")
-        return tuple(exported.__dlpack_device__())  # type: ignore[return-value]
+        kind, index = exported.__dlpack_device__()
+        return int(kind), int(index)
 
     def __repr__(self) -> str:
         return f"DeviceTensor(shape={self.shape}, dtype={self.dtype})"

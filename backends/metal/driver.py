@@ -57,7 +57,7 @@ class MetalDriver(Executor):
         self._next: tuple[_Recording, Any] | None = None  #: what was submitted last, encoded once more ahead of time
         group = int(facts["group"])
         self.caps = Caps(
-            features=frozenset({"i64", "storage8", "storage16", "atomics"}),
+            features=frozenset({"i64", "storage8", "storage16", "atomics", "subgroups"}),
             max_group=group,
             max_axes=(group, group, min(group, 1024)),
             local_memory=int(facts["shared"]),
@@ -83,20 +83,23 @@ class MetalDriver(Executor):
 
     def upload(self, target: Binding, array: Array) -> None:
         self.synchronize()
-        view = self._try("upload", lambda: self._api.contents(target.memory.buffer, target.memory.size))
-        view[target.offset : target.offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+        self._bytes(target)[: array.nbytes] = array.reshape(-1).view(np.uint8)
 
     def download(self, source: Binding, array: Array) -> None:
         self.synchronize()
-        view = self._try("download", lambda: self._api.contents(source.memory.buffer, source.memory.size))
-        array.reshape(-1).view(np.uint8)[:] = view[source.offset : source.offset + array.nbytes]
+        array.reshape(-1).view(np.uint8)[:] = self._bytes(source)[: array.nbytes]
 
     def copy(self, source: Binding, target: Binding) -> None:
         """By the processor: memory is shared."""
+        self.synchronize()
         size = min(source.size, target.size)
-        data = np.empty(size, np.uint8)
-        self.download(source, data)
-        self.upload(target, data)
+        self._bytes(target)[:size] = self._bytes(source)[:size]
+
+    def _bytes(self, at: Binding) -> Array:
+        """The memory as the host sees it."""
+        view = self._try("access to memory", lambda: self._api.contents(at.memory.buffer, at.memory.size))
+        found: Array = view[at.offset : at.offset + at.size]
+        return found
 
     def compile(self, kernels: Sequence[Kernel]) -> list[_Built]:
         self.check()

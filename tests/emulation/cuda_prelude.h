@@ -12,6 +12,8 @@
 #define blockIdx (::simt::group_id)
 #define blockDim (::simt::local_size)
 #define gridDim (::simt::group_count)
+#define __device__
+#define __shfl_xor_sync(mask, value, lanes) ::simt::exchange_xor(value, lanes)
 #define __syncthreads() ::simt::wait(__LINE__)
 
 using std::isinf;

@@ -124,14 +124,21 @@ def metal_function(source: str, name: str) -> Function:
     """A Metal kernel: arguments are buffers by index, the structure of scalars last."""
     parameters = [re.sub(r"\[\[.*?\]\]", "", p).strip() for p in _parameters(source, name)]
     calls = []
-    for k, p in enumerate(parameters[:-3]):
+    ids = [p.rsplit(None, 1)[1] for p in parameters if p.endswith("_id")]
+    for k, p in enumerate(parameters[: -len(ids)]):
         kind = p.rsplit(None, 1)[0].replace("device ", "").replace("constant ", "const ")
         calls.append(
             f"*static_cast<{kind.replace('&', '')}*>(a[{k}])" if "&" in kind else f"static_cast<{kind}>(a[{k}])"
         )
     at = "uint3{{simt::{0}.x, simt::{0}.y, simt::{0}.z}}"
     whole = ", ".join(f"simt::group_id.{c} * simt::local_size.{c} + simt::local_id.{c}" for c in "xyz")
-    calls += [f"uint3{{{whole}}}", at.format("local_id"), at.format("group_id")]
+    item = "(simt::local_id.x + simt::local_size.x * (simt::local_id.y + simt::local_size.y * simt::local_id.z))"
+    size = "simt::local_size.x * simt::local_size.y * simt::local_size.z"
+    given = {
+        "global_id": f"uint3{{{whole}}}", "local_id": at.format("local_id"), "group_id": at.format("group_id"),
+        "lane_id": f"{item} % 32", "subgroup_id": f"{item} / 32", "subgroups_id": f"({size} + 31) / 32",
+    }  # fmt: skip
+    calls += [given[name] for name in ids]
     fibers = "true" if "threadgroup_barrier" in source else "false"
     wrapper = (
         'extern "C" const char* simt_run(const unsigned* groups, const unsigned* local, void** a) {\n'

@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from mnnpy.backends.kernels.ir import (
     walk,
 )
 from mnnpy.backends.kernels.scalarize import scalarize
+from mnnpy.backends.kernels.tensor import DeviceTensor
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array
 
@@ -168,6 +171,8 @@ class InterpretedDriver:
 
     def __init__(self, caps: Caps) -> None:
         self.caps = caps
+        self.building = Lock()
+        self.turn: AbstractContextManager[None] = nullcontext()
         self._allocated = 0
 
     def allocate(self, size: int) -> Any:
@@ -212,6 +217,22 @@ class InterpretedDriver:
 
     def release(self, recording: Any) -> None:
         recording.clear()
+
+    def retire(self, discard: Callable[[], None]) -> None:
+        discard()
+
+    def copy(self, source: Binding, target: Binding) -> None:
+        data = source.memory[source.offset : source.offset + source.size]
+        target.memory[target.offset : target.offset + source.size] = data
+
+    def adopt(self, value: Any) -> Binding | None:
+        return value.binding if isinstance(value, DeviceTensor) and value.driver is self else None
+
+    def address(self, at: Binding) -> int | None:
+        return None
+
+    def export(self, tensor: Any) -> Any:
+        return None
 
 
 def _run(launch: Launch) -> None:

@@ -52,6 +52,24 @@ using std::tan;
 using std::tanh;
 }  // namespace precise
 
+template <class T, class Merge>
+inline T simd_reduce(T v, Merge merge) {
+  for (uint d = 16; d > 0; d >>= 1) v = merge(v, ::simt::exchange_xor(v, d));
+  return v;
+}
+template <class T>
+inline T simd_sum(T v) {
+  return simd_reduce(v, [](T a, T b) { return a + b; });
+}
+template <class T>
+inline T simd_max(T v) {
+  return simd_reduce(v, [](T a, T b) { return b > a ? b : a; });
+}
+template <class T>
+inline T simd_min(T v) {
+  return simd_reduce(v, [](T a, T b) { return b < a ? b : a; });
+}
+
 template <class To, class From>
 inline To as_type(From v) {
   static_assert(sizeof(To) == sizeof(From));

@@ -1,7 +1,8 @@
 // A work group on one CPU thread: every work item is a fiber, a barrier hands over to the next one.
 //
 // Divergence is checked: when one item has returned or waits at another barrier than its neighbours, the group fails.
-// Kernels without a barrier run as plain loops. What this does not show: races, memory order, warp-synchronous tricks.
+// Kernels without a barrier run as plain loops. Subgroups are 32 neighbours
+// that exchange values between barriers of the whole group. What this does not show: races, memory order, divergent warps.
 #pragma once
 
 #include <ucontext.h>
@@ -48,6 +49,26 @@ inline void wait(int line) {
   }
   current->barrier = line;
   swapcontext(&current->context, &scheduler);
+}
+
+// The value of item `other` (row-major in its group), of all items of a group at once.
+template <class T>
+inline T exchange(T value, unsigned other) {
+  static thread_local std::vector<char> slots;
+  const unsigned count = local_size.x * local_size.y * local_size.z;
+  if (slots.size() < count * sizeof(T)) slots.resize(count * sizeof(T));
+  const unsigned own = local_id.x + local_size.x * (local_id.y + local_size.y * local_id.z);
+  std::memcpy(slots.data() + own * sizeof(T), &value, sizeof(T));
+  wait(-2);
+  if (other < count) std::memcpy(&value, slots.data() + other * sizeof(T), sizeof(T));
+  wait(-3);
+  return value;
+}
+
+// The same from the item whose place in its 32 neighbours differs by `mask`.
+template <class T>
+inline T exchange_xor(T value, unsigned mask) {
+  return exchange(value, (local_id.x + local_size.x * (local_id.y + local_size.y * local_id.z)) ^ mask);
 }
 
 inline void run_group(const std::function<void()>& work, bool fibers) {

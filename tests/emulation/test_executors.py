@@ -120,19 +120,19 @@ def test_kernels_beyond_the_limits_are_declined() -> None:
 @ALL
 def test_memory_in_several_allocations(kind: str) -> None:
     """Where a device limits the size of one, constants and values are spread."""
-    model, feeds = product((9, 16), (16, 12), bias=True)
+    model, feeds = product((40, 64), (64, 64), bias=True)
     (want,) = mnnpy.Session(model, "reference").run(None, feeds)
     dev = device(kind)
     driver: Any = dev.driver
     sizes: list[int] = []
     allocate = driver._allocate
     driver._allocate = lambda size: sizes.append(size) or allocate(size)
-    driver.caps = replace(driver.caps, max_allocation=1024)
+    driver.caps = replace(driver.caps, max_allocation=16384)
     with opened({kind: dev}):
         session = mnnpy.Session(model, kind)
-    np.testing.assert_allclose(session.run(None, feeds)[0], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(session.run(None, feeds)[0], want, rtol=1e-4, atol=1e-4)
     assert len(sizes) > 2
-    assert max(sizes) <= 1024
+    assert max(sizes) <= 16384
 
 
 @ALL

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnnpy.backends.cpu import memory
-from mnnpy.backends.cpu.memory import ALIGN, Interval, place
+from mnnpy.backends import memory
+from mnnpy.backends.memory import ALIGN, Interval, place
 
 
 @st.composite

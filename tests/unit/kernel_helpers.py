@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from mnnpy.decompose.symbolic import infer_types
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Value
 
-__all__ = ["DEVICES", "as_gpu", "device", "graph_of", "run_graph", "run_node"]
+__all__ = ["DEVICES", "device", "graph_of", "run_graph", "run_node"]
 
 #: OpenCL on PoCL and Vulkan on lavapipe run really; CUDA is emulated.
 DEVICES = ("opencl", "vulkan", "cuda")
@@ -27,7 +26,7 @@ _LAVAPIPE = Path("/usr/share/vulkan/icd.d/lvp_icd.x86_64.json")
 
 
 @cache
-def _opened(name: str) -> KernelDevice | str:
+def _opened(name: str, gpu: bool) -> KernelDevice | str:
     if name == "cuda":
         from tests.emulation import emulator
 
@@ -40,12 +39,22 @@ def _opened(name: str) -> KernelDevice | str:
         from mnnpy.backends.opencl.provider import OpenCLBackend as Backend  # type: ignore[assignment]
     backend = Backend()
     info = backend.devices()[0]
-    return info.unavailable or backend.open(info)
+    if not info.available:
+        return info.unavailable
+    made = backend.open(info)
+    if gpu:
+        caps = made.driver.caps
+        made.driver.caps = replace(caps, cpu_like=False, lanes=4, max_group=min(256, caps.max_group))
+    return made
 
 
 def device(name: str) -> KernelDevice:
-    """The device, or the test is skipped with the reason why there is none."""
-    found = _opened(name)
+    """The device, or the test is skipped with the reason why there is none.
+
+    ``opencl-groups`` and ``vulkan-groups`` say that they are GPUs: the templates' work-group variants then run.
+    """
+    kind, _, groups = name.partition("-")
+    found = _opened(kind, bool(groups))
     if isinstance(found, str):
         pytest.skip(f"{name}: {found}")
     return found
@@ -77,10 +86,3 @@ def run_node(on: KernelDevice, op: str, *inputs: Array, outputs: int = 1, **attr
     node = Node(op, names, tuple(f"y{k}" for k in range(outputs)), attrs)
     feeds = dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))
     return run_graph(on, graph_of([node], feeds, node.outputs), feeds)
-
-
-def as_gpu(on: KernelDevice) -> KernelDevice:
-    """The same device, said to be a GPU: the templates' work-group variants then run on it."""
-    driver = copy(on.driver)
-    driver.caps = replace(on.driver.caps, cpu_like=False, max_group=min(256, on.driver.caps.max_group))
-    return KernelDevice(on.info, driver)

@@ -6,7 +6,7 @@ import importlib
 
 __all__ = ["FAMILIES", "load"]
 
-FAMILIES = ("elementwise", "move", "reduce", "normalize", "index", "matmul", "conv", "window", "order")
+FAMILIES = ("elementwise", "move", "reduce", "normalize", "attention", "index", "matmul", "conv", "window", "order")
 
 
 def load() -> None:

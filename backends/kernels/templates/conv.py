@@ -174,8 +174,8 @@ def _gather(b: KernelBuilder, s: Geometry, start: list[Expr], each: Callable[[Ex
                               so_far.number * s.kernel[d] + tap))  # fmt: skip
 
         if prod(s.kernel[d:]) <= 16:
-            for tap in range(s.kernel[d]):
-                step(const(tap))
+            for number in range(s.kernel[d]):
+                step(const(number))
         else:
             with b.loop(0, s.kernel[d]) as tap:
                 step(tap)

@@ -35,8 +35,8 @@ def by_library(work: Lowering, p: Product, make: Callable[[Lowering, Product], N
     sums = p.y if p.epilogue == plain else work.temporary(work.dtype(p.y), work.shape(p.y), "product")
     make(work, replace(p, y=sums, epilogue=plain))
     step = work.steps[-1]
-    operands = tuple(step.buffers.index(v) for v in (p.a, p.b, sums))
-    work.steps[-1] = replace(step, library=replace(gemm, operands=operands))
+    a, b, c = (step.buffers.index(v) for v in (p.a, p.b, sums))
+    work.steps[-1] = replace(step, library=replace(gemm, operands=(a, b, c)))
     if sums != p.y:
         _finish(work, p, sums)
 

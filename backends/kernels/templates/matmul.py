@@ -22,7 +22,7 @@ __all__ = ["ALGORITHMS", "candidates"]
 LOCAL = 64
 _FLOATS = frozenset({DType.F16, DType.F32, DType.F64})
 _FAST = frozenset({DType.F16, DType.BF16, DType.F32})  #: summed in f32
-ALGORITHMS = ("library", "packed", "tiles", "plain")
+ALGORITHMS = ("packed", "tiles", "plain")  #: ``library`` besides, on devices that have one
 #: Multiplications and additions that take as long as: packing an element, a launch, one of the plain kernel, one of a
 #: kernel made for other devices. Orders of magnitude, from PoCL.
 PACKED, LAUNCH, PLAIN, FOREIGN = 40.0, 4096.0, 20.0, 50.0

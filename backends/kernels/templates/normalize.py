@@ -52,11 +52,11 @@ def _softmax(work: Lowering, node: Node, *, log: bool) -> None:
         with rows.loop(size) as k:
             v = b.let(b.load(x, base + k * step))
             b.assign(top, _largest(top, v))
-        peak = b.let(rows.total(top, _largest))
+        peak = b.let(rows.total(top, _largest, "max"))
         total = b.mutable(const(0.0, kind))
         with rows.loop(size) as k:
             b.assign(total, total + (b.load(x, base + k * step) - peak).call("exp"))
-        whole = rows.total(total, _add)
+        whole = rows.total(total, _add, "add")
         scale = b.let(whole.call("log") if log else 1.0 / whole)
         with rows.loop(size) as k:
             at = b.let(base + k * step)
@@ -153,4 +153,4 @@ def _sum(rows: Rows, length: Expr, element: Callable[[Expr], Expr]) -> Expr:
     total = b.mutable(const(0.0, DType.F32))
     with rows.loop(length) as k:
         b.assign(total, total + element(k))
-    return rows.total(total, _add)
+    return rows.total(total, _add, "add")

@@ -56,9 +56,12 @@ def combine(b: KernelBuilder, fn: str, total: Expr, x: Expr) -> Expr:
     return total.max(x) if fn == "Max" else total.min(x)
 
 
+_SUMS = frozenset({"Sum", "SumSquare", "L2", "L1", "Mean"})
+
+
 def merge(b: KernelBuilder, fn: str, one: Expr, other: Expr) -> Expr:
     """Two partial results."""
-    return combine(b, {"SumSquare": "Sum", "L2": "Sum", "L1": "Sum", "Mean": "Sum"}.get(fn, fn), one, other)
+    return combine(b, "Sum" if fn in _SUMS else fn, one, other)
 
 
 def finish(fn: str, total: Expr, count: Expr, dtype: DType) -> Expr:
@@ -99,7 +102,8 @@ def reduce(work: Lowering, node: Node) -> None:
         with rows.loop(size) as r:
             value = b.let(b.load(x, base + _offset(b, r, gone, "g", scalars)))
             b.assign(partial, combine(b, fn, partial, value))
-        total = rows.total(partial, lambda one, other: merge(b, fn, one, other))
+        added = "add" if fn in _SUMS else ""
+        total = rows.total(partial, lambda one, other: merge(b, fn, one, other), added)
         with rows.once():
             b.store(y, row, finish(fn, total, size, dtype))
     work.launch(node, b.build(), {"x": name, "y": out}, rows.groups if count else 0, scalars)

@@ -35,6 +35,7 @@ class Rows:
             f"{name}_group" if self.group else name, (self.lanes if self.group else LOCAL, 1, 1)
         )
         self.groups = count if self.group else work.grid(count, LOCAL)
+        self.subgroups = self.group and "subgroups" in work.caps.features and self.lanes % 64 == 0
         self._shared: dict[tuple[DType, int], Array] = {}
 
     @property
@@ -75,11 +76,17 @@ class Rows:
             self._shared[dtype, slot] = self.builder.array(dtype, self.lanes, "local")
         return self._shared[dtype, slot]
 
-    def total(self, partial: Expr, merge: Merge) -> Expr:
-        """The merged partial results of all items of a row, known to each of them."""
+    def total(self, partial: Expr, merge: Merge, subgroup: str = "") -> Expr:
+        """The merged partial results of all items of a row, known to each of them.
+
+        *subgroup* (``add``, ``max``, ``min``) says that *merge* may be that reduction over subgroups of the device:
+        for ``max`` and ``min``, that NaN does not matter.
+        """
         if not self.group:
             return partial
         b, shared = self.builder, self.shared(partial.type)
+        if subgroup and self.subgroups and partial.dtype in (DType.F32, DType.I32):
+            return self._over_subgroups(partial.call(f"sg_{subgroup}"), merge, shared)
         b.write(shared, self.lane, partial)
         b.barrier()
         with self.halves() as half, b.when(self.lane < half):
@@ -88,6 +95,19 @@ class Rows:
         found = b.let(b.read(shared, 0), "total")
         b.barrier()  # the next reduction writes here
         return found
+
+    def _over_subgroups(self, partial: Expr, merge: Merge, shared: Array) -> Expr:
+        """What the subgroups found, merged by every item for itself: two barriers instead of one per halving."""
+        b = self.builder
+        part = b.let(partial)
+        with b.when(b.subgroup_id("lane") < 1):
+            b.write(shared, b.subgroup_id("subgroup"), part)
+        b.barrier()
+        total = b.mutable(b.read(shared, 0), "total")
+        with b.loop(1, b.subgroup_id("subgroups")) as k:
+            b.assign(total, merge(total, b.let(b.read(shared, k))))
+        b.barrier()  # the next reduction writes here
+        return total
 
     @contextmanager
     def halves(self) -> Iterator[Expr]:

@@ -1,7 +1,8 @@
 """Attention: MatMul → scale, mask → Softmax → MatMul becomes one ``FusedAttention`` on the arrays as they lie.
 
 Splitting and joining heads, transposing keys and sharing key heads are rasters; where one has a single stride per
-axis, the kernel walks by strides instead and the raster goes. The kernel's contract is in ``kernels/attention.cpp``.
+axis, the kernel walks by strides instead and the raster goes. The node's contract is written down in the CPU's
+``kernels/attention.cpp``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mnnpy.backends.passes.edit import Editor
-from mnnpy.backends.passes.fuse import use_counts
+from mnnpy.backends.passes.fuse import Accepts, use_counts
 from mnnpy.backends.passes.views import axis_strides, refine, split_axes, swapped, whole_region
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.decompose.raster import Region, full_region
@@ -54,6 +55,8 @@ class _Attention:
     producer: dict[str, Node]
     uses: dict[str, int]
     readers: dict[str, list[Node]]
+    accepts: Accepts | None
+    dtypes: frozenset[DType]
     done: dict[str, Node] = field(default_factory=dict)  #: output of the last node of a match → what replaces it
     turned: dict[str, list[Node]] = field(default_factory=dict)  #: nodes to be emitted before that
 
@@ -64,7 +67,7 @@ class _Attention:
 
     def is_plain(self, name: str) -> bool:
         t = self.edit.types.get(name)
-        return isinstance(t, TensorType) and t.dtype is DType.F32 and t.is_static and 0 not in (t.shape or ())
+        return isinstance(t, TensorType) and t.dtype in self.dtypes and t.is_static and 0 not in (t.shape or ())
 
     def scalar(self, name: str) -> float | None:
         value = self.edit.constants.get(name)
@@ -268,7 +271,10 @@ class _Attention:
         if mask is not None:
             inputs.append(mask.name)
             attrs.update(mask=(mask.offset, *mask.strides, mask.step), mask_value=scores.mask_value)
-        self.done[last.outputs[0]] = Node("FusedAttention", tuple(inputs), (result,), attrs, node.name)
+        fused = Node("FusedAttention", tuple(inputs), (result,), attrs, node.name)
+        if self.accepts is not None and not self.accepts(fused, self.edit.types):
+            return
+        self.done[last.outputs[0]] = fused
         self.turned[last.outputs[0]] = before
 
     def mask(self, scores: _Scores, axes: Sequence[int]) -> _View | None:
@@ -294,12 +300,17 @@ class _Attention:
         return node, (0, *found[:-1]), name
 
 
-def fuse_attention(graph: Graph) -> Graph:
-    """Replace every attention over f32 arrays by ``FusedAttention``; graphs without one come back unchanged."""
+def fuse_attention(
+    graph: Graph, accepts: Accepts | None = None, dtypes: frozenset[DType] = frozenset({DType.F32})
+) -> Graph:
+    """Replace every attention over arrays of *dtypes* by ``FusedAttention``, where *accepts* has a kernel for it.
+
+    Graphs without one come back unchanged.
+    """
     if not any(n.op == "Softmax" for n in graph.nodes):
         return graph
     edit = Editor(graph, "attention")
-    work = _Attention(edit, graph.producers(), use_counts(graph), graph.consumers())
+    work = _Attention(edit, graph.producers(), use_counts(graph), graph.consumers(), accepts, dtypes)
     for node in graph.nodes:
         work.match(node)
     if not work.done:
