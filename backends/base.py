@@ -6,7 +6,7 @@ different questions. Importing a provider must import no driver library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ __all__ = [
     "DeviceInfo",
     "NodeView",
     "Program",
+    "Recipe",
     "Segment",
     "Support",
 ]
@@ -85,6 +86,24 @@ class Segment:
     tuning: float = 0.0  #: seconds that may be spent on measuring candidates
     optimize: frozenset[str] = frozenset()  #: names of the device's own optimisations that are switched on
     algorithms: Mapping[str, str] = field(default_factory=dict)  #: op → algorithm to take wherever it fits
+    recipe: bool = False  #: whether the program shall carry its ``recipe``
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a device needs to build a program again without its graph.
+
+    *build* is plain data (dicts with texts as keys, lists or tuples, numbers, texts, None) and arrays. *facts* gives
+    the plain data that the program tells about itself; it is called only when somebody asks.
+
+    A device whose programs can be built again has ``fingerprint``, a text that names all that they depend on
+    beside the graph and the options (machine, build, instruction set), and ``restore(build, facts) -> Program``.
+    Programs of segments with ``recipe=True`` then have an attribute ``recipe``: a Recipe, or None where it must not be
+    kept.
+    """
+
+    build: Any
+    facts: Callable[[], Any]
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -106,6 +107,8 @@ class OpDef:
 
 
 _OPS: dict[str, OpDef] = {}
+#: Whether somebody else registered ops, rules or references: plans then depend on more than our own code.
+extended = False
 
 
 @cache
@@ -135,6 +138,7 @@ def op(name: str, op_class: OpClass, *, foldable: bool = True) -> Callable[[F], 
         if name in _OPS or not (ours or first is None):
             raise MnnpyError(f"op '{name}' is declared twice ({first} and {fn.__module__})")
         _OPS[name] = OpDef(name, op_class, family, fn, foldable)
+        _note()
         return fn
 
     return declare
@@ -148,6 +152,7 @@ def rule(name: str, backend: str | None = None) -> Callable[[F], F]:
         if backend in rules:
             raise MnnpyError(f"op '{name}' has two rules for backend {backend!r}")
         rules[backend] = fn
+        _note()
         return fn
 
     return declare
@@ -161,9 +166,16 @@ def reference(name: str, **options: Any) -> Callable[[F], F]:
         if found._reference is not None:
             raise MnnpyError(f"op '{name}' has two references")
         found._reference, found.reference_options = fn, options
+        _note()
         return fn
 
     return declare
+
+
+def _note() -> None:
+    """Look who registers: the module that a decorator of this module was used in."""
+    global extended
+    extended = extended or not str(sys._getframe(2).f_globals["__name__"]).startswith("mnnpy.")
 
 
 def _declared(name: str) -> OpDef:

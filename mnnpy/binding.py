@@ -21,7 +21,7 @@ class Binding:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._feeds: list[Any] = [None] * len(session._graph.inputs)
+        self._feeds: list[Any] = [None] * len(session._inputs)
         self._bound: dict[str, Any] = {}  #: ``...``: a DeviceTensor of our own
         self._on_device: set[int] = set()  #: positions of inputs in device memory
         self._call: Callable[[], dict[str, Any]] | None = None
@@ -61,7 +61,7 @@ class Binding:
     def _prepare(self) -> Callable[[], dict[str, Any]]:
         """What a run does, once the plan and the types of its outputs are known."""
         session = self._session
-        feeds = {n: v for n, v in zip(session._graph.input_names, self._feeds, strict=True) if v is not None}
+        feeds = {n: v for n, v in zip(session._positions, self._feeds, strict=True) if v is not None}
         if self._on_device or any(not isinstance(v, np.ndarray) for v in self._bound.values()):
             return self._prepare_on_device(feeds)
         args = self._feeds = session._feeds(feeds)
@@ -130,7 +130,7 @@ class Binding:
     def _through_host(self) -> dict[str, Any]:
         session = self._session
         values = [to_host(v) if k in self._on_device else v for k, v in enumerate(self._feeds)]
-        named = zip(session._graph.input_names, values, strict=True)
+        named = zip(session._positions, values, strict=True)
         found = dict(zip(session._names, session.run(None, {n: v for n, v in named if v is not None}), strict=True))
         for name, array in self._bound.items():
             _fits(name, found[name], array)

@@ -83,9 +83,8 @@ def explain_plans(executable: Executable, options: Options, prefix: str = "") ->
                     rows.extend(explain_plans(body, options, f"{name}.{key}.").rows)
                 continue
             memory.append(dict(step.program.memory))
-            reasons = {n.label: a.reason for n, a in zip(step.graph.nodes, step.assignments, strict=True)}
             for described in step.program.describe():
-                reason = reasons.get(described["node"], "")
+                reason = step.reasons.get(described["node"], "")
                 fell = reason.startswith(UNASKED)
                 rows.append(
                     _row(

@@ -42,6 +42,8 @@ class Options:
     isa: the highest instruction set of the CPU backend's kernels: ``generic`` (SSE2 on x86-64, NEON on arm64), ``avx2``
         or ``avx512`` (with AVX512_BF16 where the processor has it); None = the best there is. One that the processor
         lacks raises BackendUnavailableError.
+    cache: keep plans on disk (``MNNPY_CACHE_DIR``), so that a later Session of the same model need not plan again.
+        Weights stay where the model has them.
     """
 
     threads: int = 0
@@ -53,6 +55,7 @@ class Options:
     max_plans: int = 32
     memory_limit: int = 0
     isa: str | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

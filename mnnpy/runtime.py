@@ -11,23 +11,26 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnnpy.backends.base import Device, Program, Segment
-from mnnpy.control import run_control
-from mnnpy.decompose.lower import Decomposed, decompose, view_of
+from mnnpy.backends.base import Device, Program, Recipe, Segment
 from mnnpy.errors import InputError, MnnpyError, ModelError
 from mnnpy.graph.dims import numel
 from mnnpy.graph.dtypes import DType
-from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, tensor_type_of
+from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value, tensor_type_of
 from mnnpy.options import Options
-from mnnpy.search.partition import CONTROL, HOST, INTERPRETED, Assignment, Part, assign, form_parts
-from mnnpy.specialize import Specialized, specialize
+from mnnpy.plan_cache import PlanCache, StoredPlan, StoredStep, signature_of
+
+if TYPE_CHECKING:  # a plan that is kept on disk needs none of them
+    from mnnpy.decompose.lower import Decomposed
+    from mnnpy.search.partition import Assignment, Part
+    from mnnpy.specialize import Specialized
 
 __all__ = ["Context", "Executable", "Plan", "Step"]
 
@@ -39,14 +42,20 @@ INTERPRET_AFTER = 32
 INTERPRET_BELOW = 2e-3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Context:
     """What all executables of a Session share."""
 
     devices: tuple[Device, ...]
-    host: Device
     options: Options
     memory_limit: int
+
+    @cached_property
+    def host(self) -> Device:
+        """The reference backend."""
+        from mnnpy.backends.registry import open_device
+
+        return next((d for d in self.devices if d.info.backend == "reference"), None) or open_device("reference")
 
 
 @dataclass(slots=True)
@@ -56,11 +65,18 @@ class Step:
     device: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    graph: Graph
+    part: Graph | Callable[[], Graph]  #: a plan that was kept on disk makes the graph when asked for it
     program: Program | None = None
     node: Node | None = None
     bodies: dict[str, Executable] = field(default_factory=dict)
-    assignments: tuple[Assignment, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)  #: label of a node → why it is on this device
+
+    @property
+    def graph(self) -> Graph:
+        """What is compiled, before the device's own passes."""
+        if not isinstance(self.part, Graph):
+            self.part = self.part()
+        return self.part
 
 
 @dataclass(slots=True)
@@ -102,7 +118,7 @@ class Plan:
         values.update(zip(self.inputs, feeds, strict=True))
         for step in self.steps:
             args = [values[n] for n in step.inputs]
-            results = step.program.run(args) if step.program is not None else run_control(step.node, step.bodies, args)
+            results = step.program.run(args) if step.program is not None else _control(step, args)
             values.update(zip(step.outputs, results, strict=False))
         return values
 
@@ -112,6 +128,12 @@ class Plan:
             if isinstance(found[k], np.ndarray):
                 found[k] = found[k].copy()
         return found
+
+
+def _control(step: Step, args: Sequence[Any]) -> list[Any]:
+    from mnnpy.control import run_control
+
+    return run_control(step.node, step.bodies, args)
 
 
 @contextmanager
@@ -129,11 +151,16 @@ def without_collector() -> Iterator[None]:
 class Executable:
     """A graph and its plans. Safe to run from several threads at once."""
 
-    def __init__(self, graph: Graph, context: Context, depth: int = 0) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph | None, context: Context, depth: int = 0, cache: PlanCache | None = None
+    ) -> None:
+        """*graph* may be None where *cache* knows the model's interface."""
+        self._graph = graph
+        self._cache = cache
         self.context = context
         self.depth = depth
-        self._value_inputs: tuple[int, ...] = ()
+        known = cache.interface if cache is not None else None
+        self._value_inputs: tuple[int, ...] = known.value_inputs if known is not None else ()
         self._ask = True  #: whether shapes may depend on the values of inputs (one plan per value)
         self._value_plans: Counter[Any] = Counter()
         self._interpreted: Plan | None = None
@@ -141,6 +168,30 @@ class Executable:
         self._made = 0
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._lock = threading.RLock()
+
+    @property
+    def graph(self) -> Graph:
+        """The model, read now if that was not necessary so far."""
+        if self._graph is None:
+            assert self._cache is not None
+            with self._lock, without_collector():
+                if self._graph is None:
+                    self._graph = self._cache.graph()
+        return self._graph
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The model's inputs."""
+        if self._graph is None and self._cache is not None and self._cache.interface is not None:
+            return self._cache.interface.inputs
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """The model's outputs."""
+        if self._graph is None and self._cache is not None and self._cache.interface is not None:
+            return self._cache.interface.outputs
+        return self.graph.outputs
 
     def run(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on values in the order of the graph's inputs."""
@@ -157,17 +208,24 @@ class Executable:
     def prepare(self) -> bool:
         """Plan ahead if all input types are static and no shape depends on input values."""
         types: dict[str, Type] = {}
-        for value in self.graph.inputs:
+        for value in self.inputs:
             if not isinstance(value.type, TensorType) or not value.type.is_static:
                 return False
             types[value.name] = value.type
+        if self._value_inputs:
+            return False
         with self._lock, self._guard():
-            spec = specialize(self.graph, types, {})
-            if spec.needs or spec.late is not None:
-                return False
-            built = self._build(spec)
+            built = self._stored(types, {})
             if built is None:
-                return False
+                from mnnpy.specialize import specialize
+
+                spec = specialize(self.graph, types, {})
+                if spec.needs or spec.late is not None:
+                    return False
+                built = self._build(spec)
+                if built is None:
+                    return False
+                self._keep(types, {}, built)
             key = tuple((t.shape, t.dtype.numpy) for t in types.values() if isinstance(t, TensorType))
             self._plans[key] = built
         return True
@@ -213,7 +271,7 @@ class Executable:
             begin = time.perf_counter()
             types = {
                 v.name: tensor_type_of(a) if isinstance(a, np.ndarray) else v.type
-                for v, a in zip(self.graph.inputs, feeds, strict=True)
+                for v, a in zip(self.inputs, feeds, strict=True)
             }
             self._limit_values(types)
             plan = self._specialized(types, feeds)
@@ -236,12 +294,18 @@ class Executable:
             self._plans.clear()
 
     def _specialized(self, types: Mapping[str, Type | None], feeds: Sequence[Any]) -> Plan:
-        names = self.graph.input_names
+        names = [v.name for v in self.inputs]
         while True:
             known = {names[k]: feeds[k] for k in self._value_inputs}
+            stored = self._stored(types, known)
+            if stored is not None:
+                return stored
+            from mnnpy.specialize import specialize
+
             spec = specialize(self.graph, types, known, ask=self._ask)  # type: ignore[arg-type]
             plan = self._build(spec) if not spec.needs else None
             if plan is not None:
+                self._keep(types, known, plan)
                 return plan
             wanted = spec.needs or self._wanted
             self._value_inputs = tuple(k for k, n in enumerate(names) if n in wanted or n in known)
@@ -263,27 +327,98 @@ class Executable:
         interpreted = time.perf_counter() - begin
         if self._runs * (interpreted - compiled) >= self._made * planning:
             return
+        from mnnpy.search.partition import INTERPRETED
+
         reason = f"{INTERPRETED}: {self._made} plans for {self._runs} runs"
-        chosen = tuple(Assignment(HOST, reason) for _ in graph.nodes)
-        step = Step(host.info.backend, graph.input_names, graph.output_names, graph, program, None, {}, chosen)
+        reasons = {n.label: reason for n in graph.nodes}
+        step = Step(host.info.backend, graph.input_names, graph.output_names, graph, program, None, {}, reasons)
         self._interpreted = Plan(graph.input_names, {}, [step], None, graph.output_names, program)
         self._plans.clear()
 
+    # -- plans on disk --
+
+    def _key(self, types: Mapping[str, Type | None], known: Mapping[str, Any]) -> str | None:
+        """What a plan on disk is found by; None where none is kept."""
+        if self._cache is None or not self._ask:
+            return None
+        return signature_of(types, known)
+
+    def _stored(self, types: Mapping[str, Type | None], known: Mapping[str, Any]) -> Plan | None:
+        """The plan that an earlier Session kept."""
+        key = self._key(types, known)
+        if self._cache is None or key is None:
+            return None
+        found = self._cache.read(key)
+        if found is None:
+            return None
+        restore = self.context.devices[0].restore  # type: ignore[attr-defined]
+        steps: list[Step] = []
+        try:
+            for k, s in enumerate(found.steps):
+                part = partial(self._part, types, known, k)
+                reasons = _Late(lambda s=s: s.facts()["reasons"])  # type: ignore[misc]
+                program = restore(s.build, lambda s=s: s.facts()["steps"])
+                steps.append(Step(s.device, s.inputs, s.outputs, part, program, None, {}, reasons))
+        except (MnnpyError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            self._cache.unusable(key, error)
+            return None
+        if self._cache.interface is None:  # it got lost, the plan did not
+            self._cache.keep_interface(self.graph, self._value_inputs)
+        constants = {n: np.require(a, requirements="A") for n, a in found.constants.items()}
+        direct = steps[0].program if found.direct else None
+        return Plan(found.inputs, constants, steps, None, found.outputs, direct, found.borrowed)
+
+    def _part(self, types: Mapping[str, Type | None], known: Mapping[str, Any], number: int) -> Graph:
+        """The graph of one step of a plan that was kept on disk."""
+        from mnnpy.search.partition import form_parts
+        from mnnpy.specialize import specialize
+
+        with self._lock, self._guard():
+            spec = specialize(self.graph, types, known, ask=self._ask)  # type: ignore[arg-type]
+            lowered = self._lowered(spec.graph)
+            return form_parts(lowered.graph, self._assigned(lowered.graph))[number].graph
+
+    def _keep(self, types: Mapping[str, Type | None], known: Mapping[str, Any], plan: Plan) -> None:
+        """Keep a plan for later Sessions, if it is one that can be kept."""
+        if self._cache is None:
+            return
+        key = self._key(types, known)
+        steps: list[StoredStep] = []
+        for step in plan.steps:
+            recipe: Recipe | None = getattr(step.program, "recipe", None)
+            if recipe is not None:
+                step.program.recipe = None  # type: ignore[union-attr]  # it holds on to weights
+                facts = partial(_facts, step, recipe)
+                steps.append(StoredStep(step.device, step.inputs, step.outputs, recipe.build, facts))
+        if key is None or plan.late is not None or len(steps) < len(plan.steps):
+            return
+        direct = plan.direct is not None
+        if self._cache.keep(key, StoredPlan(plan.inputs, plan.outputs, plan.borrowed, direct, plan.constants, steps)):
+            self._cache.keep_interface(self.graph, self._value_inputs)
+
+    # -- making plans --
+
     _wanted: frozenset[str] = frozenset()
 
-    def _build(self, spec: Specialized) -> Plan | None:
-        """A plan, or None where a rule asked for the value of an input (then ``_wanted`` names it)."""
+    def _lowered(self, graph: Graph) -> Decomposed:
+        """A graph with static types in the ops that the first device supports."""
+        from mnnpy.decompose.lower import decompose
+
         context = self.context
-        graph = spec.graph
-        _check_memory(graph, context.memory_limit)
         if "patterns" in context.options.optimize:
             from mnnpy.decompose.patterns import recognize
 
             graph = recognize(graph)
         primary = context.devices[0]
-        lowered = decompose(
+        return decompose(
             graph, lambda v: bool(primary.supports(v)), primary.info.backend, optimize=context.options.optimize
         )
+
+    def _build(self, spec: Specialized) -> Plan | None:
+        """A plan, or None where a rule asked for the value of an input (then ``_wanted`` names it)."""
+        context = self.context
+        _check_memory(spec.graph, context.memory_limit)
+        lowered = self._lowered(spec.graph)
         self._wanted = frozenset().union(*(spec.sources.get(n) or () for n in lowered.needs))
         if self._wanted and self._ask:
             return None
@@ -305,33 +440,74 @@ class Executable:
         constants = {n: np.require(a, requirements="A") for n, a in lowered.graph.constants.items() if n in read}
         return Plan(inputs, constants, steps, late, outputs, direct, borrowed)
 
-    def _steps(self, lowered: Decomposed) -> list[Step]:
-        graph, context = lowered.graph, self.context
-        chosen = assign(
+    def _assigned(self, graph: Graph) -> list[Assignment]:
+        from mnnpy.decompose.lower import view_of
+        from mnnpy.search.partition import assign
+
+        return assign(
             graph,
-            context.devices,
+            self.context.devices,
             lambda n: view_of(n, graph.types, graph.constants),
-            fallback=context.options.fallback,
+            fallback=self.context.options.fallback,
         )
+
+    def _steps(self, lowered: Decomposed) -> list[Step]:
+        from mnnpy.search.partition import form_parts
+
+        graph = lowered.graph
+        chosen = self._assigned(graph)
         by_output = {n.outputs: a for n, a in zip(graph.nodes, chosen, strict=True)}
         return [
-            self._step(part, tuple(by_output[n.outputs] for n in part.graph.nodes))
+            self._step(part, {n.label: by_output[n.outputs].reason for n in part.graph.nodes})
             for part in form_parts(graph, chosen)
         ]
 
-    def _step(self, part: Part, assignments: tuple[Assignment, ...]) -> Step:
+    def _step(self, part: Part, reasons: Mapping[str, str]) -> Step:
+        from mnnpy.search.partition import CONTROL, HOST
+
         inputs, outputs = part.graph.input_names, part.graph.output_names
         options = self.context.options
         if part.device == CONTROL:
             (node,) = part.graph.nodes
             bodies = {key: Executable(body, self.context, self.depth + 1) for key, body in node.subgraphs()}
             read = tuple(dict.fromkeys(n for n in node.inputs if n))
-            return Step("control", read, node.outputs, part.graph, None, node, bodies, assignments)
+            return Step("control", read, node.outputs, part.graph, None, node, bodies, reasons)
         device = self.context.host if part.device == HOST else self.context.devices[part.device]
         segment = Segment(
-            part.graph, options.precision, options.thread_count, options.tuning, options.optimize, options.algorithms
+            part.graph,
+            options.precision,
+            options.thread_count,
+            options.tuning,
+            options.optimize,
+            options.algorithms,
+            recipe=self._cache is not None,
         )
-        return Step(device.info.backend, inputs, outputs, part.graph, device.compile(segment), None, {}, assignments)
+        return Step(device.info.backend, inputs, outputs, part.graph, device.compile(segment), None, {}, reasons)
+
+
+def _facts(step: Step, recipe: Recipe) -> dict[str, Any]:
+    """What a plan on disk tells about one of its programs."""
+    return {"steps": recipe.facts(), "reasons": dict(step.reasons)}
+
+
+class _Late(Mapping[str, str]):
+    """A mapping that is made when somebody looks."""
+
+    def __init__(self, make: Callable[[], Mapping[str, str]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, str]:
+        return self._make()
+
+    def __getitem__(self, key: str) -> str:
+        return self._made[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 def _kind(value: Any) -> Any:

@@ -12,15 +12,16 @@ import numpy as np
 
 from mnnpy.backends.base import Device
 from mnnpy.errors import BackendUnavailableError, InputError
-from mnnpy.explain import Explanation, explain_plans, plan_parts, profile_plan
 from mnnpy.graph.dims import Dim, SymDim
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, OptionalType, SequenceType, TensorType, Type, Value
 from mnnpy.options import Options
+from mnnpy.plan_cache import PlanCache
 from mnnpy.runtime import Context, Executable, without_collector
 
 if TYPE_CHECKING:
     from mnnpy.binding import Binding
+    from mnnpy.explain import Explanation
 
 __all__ = ["NodeArg", "Session", "load_graph"]
 
@@ -79,16 +80,21 @@ class Session:
         **keywords: Any,
     ) -> None:
         self.options = Options.make(options, **keywords)
-        with without_collector():
-            self._graph = load_graph(model)
-        self._context = _context(backends, self.options)
-        self._executable = Executable(self._graph, self._context)
-        self._names = self._graph.output_names
-        self._positions = {n: k for k, n in enumerate(self._graph.input_names)}
+        self._context = context = _context(backends, self.options)
+        cache = PlanCache.of(model, context.devices, self.options, context.memory_limit)
+        graph = None
+        if cache is None or cache.interface is None:
+            with without_collector():
+                graph = load_graph(model) if cache is None else cache.graph()
+        self._executable = Executable(graph, context, 0, cache)
+        self._inputs, self._outputs = self._executable.inputs, self._executable.outputs
+        self._names = tuple(v.name for v in self._outputs)
+        self._positions = {v.name: k for k, v in enumerate(self._inputs)}
+        # A model whose inputs have defaults is read in any case: its interface is not kept.
         self._defaults = {
-            k: np.require(self._graph.constants[v.name], requirements="A")
-            for k, v in enumerate(self._graph.inputs)
-            if v.name in self._graph.constants
+            k: np.require(graph.constants[v.name], requirements="A")
+            for k, v in enumerate(self._inputs)
+            if graph is not None and v.name in graph.constants
         }
         self._fast: tuple[tuple[tuple[int, ...], Any], ...] | None = None
         self._executable.prepare()
@@ -115,9 +121,9 @@ class Session:
 
     def __call__(self, *args: Any, **feeds: Any) -> list[Any]:
         """Run on positional inputs in model order, or on keywords."""
-        if len(args) > len(self._graph.inputs):
-            raise InputError(f"{len(args)} inputs given, the model takes {len(self._graph.inputs)}")
-        return self.run(None, {**dict(zip(self._graph.input_names, args, strict=False)), **feeds})
+        if len(args) > len(self._inputs):
+            raise InputError(f"{len(args)} inputs given, the model takes {len(self._inputs)}")
+        return self.run(None, {**dict(zip(self._positions, args, strict=False)), **feeds})
 
     def binding(self) -> Binding:
         """A new, empty binding for ``run_with_binding``."""
@@ -136,17 +142,17 @@ class Session:
 
     def get_inputs(self) -> list[NodeArg]:
         """Inputs that must be fed (those with defaults come last and may be)."""
-        required = [v for k, v in enumerate(self._graph.inputs) if k not in self._defaults]
+        required = [v for k, v in enumerate(self._inputs) if k not in self._defaults]
         return [NodeArg.of(v) for v in required]
 
     def get_outputs(self) -> list[NodeArg]:
         """All outputs."""
-        return [NodeArg.of(v) for v in self._graph.outputs]
+        return [NodeArg.of(v) for v in self._outputs]
 
     @property
     def graph(self) -> Graph:
         """The model as imported."""
-        return self._graph
+        return self._executable.graph
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -157,14 +163,20 @@ class Session:
         """What runs where, by which algorithm and why: for all plans made so far, or the plan for *feeds*."""
         if feeds is not None:
             self._executable.plan(self._feeds(feeds))
+        from mnnpy.explain import explain_plans
+
         return explain_plans(self._executable, self.options)
 
     def parts(self, feeds: Mapping[str, Any]) -> list[tuple[str, Graph]]:
         """What is compiled for *feeds*: (backend, static graph) per part, in order of execution."""
+        from mnnpy.explain import plan_parts
+
         return plan_parts(self._executable.plan(self._feeds(feeds)))
 
     def profile(self, feeds: Mapping[str, Any], repeat: int = 1) -> dict[str, Any]:
         """Run *repeat* times op by op; returns a Chrome trace (``json.dump`` it and open it in Perfetto)."""
+        from mnnpy.explain import profile_plan
+
         args = self._feeds(feeds)
         return profile_plan(self._executable.plan(args), args, repeat)
 
@@ -192,7 +204,7 @@ class Session:
     def _checked(self, feeds: Mapping[str, Any], args: list[Any]) -> list[Any]:
         missing = []
         sizes: dict[str, tuple[int, str]] = {}
-        for k, value in enumerate(self._graph.inputs):
+        for k, value in enumerate(self._inputs):
             if value.name not in feeds:
                 if k in self._defaults:
                     args[k] = self._defaults[k]
@@ -201,14 +213,14 @@ class Session:
                 continue
             args[k] = self._check(value.name, args[k], sizes)
         if missing:
-            shown = ", ".join(str(v) for v in self._graph.inputs if v.name in missing)
+            shown = ", ".join(str(v) for v in self._inputs if v.name in missing)
             raise InputError(f"missing input(s): {shown}; give every input of get_inputs()")
         if all(type(a) is np.ndarray for a in args):
             self._fast = tuple((a.shape, a.dtype) for a in args)
         return args
 
     def _check(self, name: str, value: Any, sizes: dict[str, tuple[int, str]] | None = None) -> Any:
-        declared = self._graph.inputs[self._index(name)].type
+        declared = self._inputs[self._index(name)].type
         if declared is not None and not isinstance(declared, TensorType):
             return value if value is None or isinstance(value, dict) else _as_sequence(name, value, declared)
         array = _as_array(name, value)
@@ -273,10 +285,9 @@ def _context(backends: str | Device | Sequence[str | Device], options: Options) 
     if options.isa is not None:
         wanted["isa"] = options.isa
     devices = tuple(open_device(n, **wanted) if isinstance(n, str) else n for n in names)
-    _check_algorithms(devices, options)
-    host = next((d for d in devices if d.info.backend == "reference"), None) or open_device("reference")
-    limit = options.memory_limit or _physical_memory()
-    return Context(devices, host, options, limit)
+    if options.algorithms:
+        _check_algorithms(devices, options)
+    return Context(devices, options, options.memory_limit or _physical_memory())
 
 
 def _check_algorithms(devices: Sequence[Device], options: Options) -> None:

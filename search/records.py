@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["SCHEMA", "Record", "Records", "cache_folder"]
+__all__ = ["SCHEMA", "Record", "Records"]
 
 SCHEMA = 1
 
@@ -32,14 +32,6 @@ class Record:
     samples: Mapping[str, Sequence[float]]
     decision: str
     reason: str
-
-
-def cache_folder() -> Path:
-    """``MNNPY_CACHE_DIR``, else the user's cache folder by the XDG convention."""
-    given = os.environ.get("MNNPY_CACHE_DIR")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnnpy"
 
 
 class Records:

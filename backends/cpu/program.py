@@ -1,19 +1,16 @@
-"""From a lowered segment to a native program: views, memory plan, tensor table, steps."""
+"""From a lowered segment to the description of a native program: views, memory plan, tensor table, steps."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mnnpy.backends.analytic import moved_bytes, node_flops
-from mnnpy.backends.base import NodeView
-from mnnpy.backends.cpu import _native
-from mnnpy.backends.cpu.mapped import map_of
+from mnnpy.backends.base import NodeView, Recipe
+from mnnpy.backends.cpu.compiled import CpuProgram, restore_program
 from mnnpy.backends.memory import Interval, place
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.errors import BackendError
@@ -22,7 +19,7 @@ from mnnpy.graph.ir import Graph, Node, TensorType
 if TYPE_CHECKING:
     from mnnpy.backends.cpu.select import Choice
 
-__all__ = ["CpuProgram", "build_program", "native_attrs"]
+__all__ = ["build_program", "native_attrs"]
 
 #: Kernels that read an element of an operand before they write the same element of the result.
 IN_PLACE = frozenset({"Elementwise", "Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization"})
@@ -114,10 +111,12 @@ def build_program(
     in_place: bool = True,
     choices: Mapping[str, Choice] | None = None,
     isa: str | None = None,
+    recipe: bool = False,
 ) -> CpuProgram:
     """Compile a graph of native ops for *isa* (None: the best); raises BackendError naming the node that failed.
 
-    *choices*: why a node has its algorithm, by its first output, for ``describe()``.
+    *choices*: why a node has its algorithm, by its first output, for ``describe()``. *recipe*: the program shall carry
+    what ``restore_program`` needs to build it again.
     """
     work = _Layouter(graph, in_place)
     nodes = _views(work)
@@ -130,13 +129,19 @@ def build_program(
         (op, name, attrs, [index[i] if i else -1 for i in ins], [index[o] if o else -1 for o in outs])
         for op, name, attrs, ins, outs in work.steps
     ]
-    try:
-        native = _native.Program(tensors, rows, arena, threads, isa)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise BackendError(f"backend 'cpu' cannot compile segment '{graph.name}': {error}") from error
     types = [work.type(n) for n in graph.output_names]
-    native.set_output_types([t.dtype.numpy for t in types])
-    return CpuProgram(native, graph, work.steps, [tuple(t.shape or ()) for t in types], arena, choices or {})
+    build = {
+        "tensors": tensors,
+        "steps": rows,
+        "arena": arena,
+        "threads": threads,
+        "outputs": [(str(t.dtype), tuple(t.shape or ())) for t in types],
+    }
+    facts = partial(_facts, graph.types, work.steps, choices or {})
+    program = restore_program(build, facts, isa, graph.name)
+    if recipe:
+        program.recipe = Recipe(build, facts)
+    return program
 
 
 def _outputs(work: _Layouter, nodes: Sequence[Node]) -> dict[str, int]:
@@ -247,10 +252,7 @@ def _table(
         elif name in inputs:
             row = ("input", inputs[name])
         elif name in graph.constants:
-            array = graph.constants[name]
-            if not array.flags.c_contiguous:
-                array = np.ascontiguousarray(array)
-            row = ("constant" if map_of(array) is None else "mapped", array)
+            row = ("constant", graph.constants[name])
         else:
             row = ("arena", offsets.get(name, 0))
         index[name] = len(tensors)
@@ -266,108 +268,24 @@ def _table(
     return tensors, index
 
 
-def _work(
-    graph: Graph, op: str, name: str, attrs: Mapping[str, Any], ins: Sequence[str], outs: Sequence[str]
-) -> tuple[float, float]:
-    """Floating point operations and bytes of one step, from its types."""
+def _facts(
+    types: Mapping[str, Any],
+    steps: Sequence[tuple[str, str, dict[str, Any], tuple[str, ...], tuple[str, ...]]],
+    choices: Mapping[str, Choice],
+) -> list[Any]:
+    """Per step: op, name, types of results and of operands, operations, bytes, and how its algorithm was chosen."""
 
     def tensor(value: str) -> TensorType | None:
-        t = graph.types.get(value)
+        t = types.get(value)
         return t if isinstance(t, TensorType) else None
 
-    node = Node(op, tuple(ins), tuple(outs), attrs, name)
-    view = NodeView(node, tuple(map(tensor, ins)), tuple(map(tensor, outs)), {})
-    return node_flops(view), moved_bytes(view)
-
-
-class CpuProgram:
-    """A compiled segment on the CPU: one native call per run."""
-
-    def __init__(
-        self,
-        native: Any,
-        graph: Graph,
-        steps: Sequence[tuple[str, str, dict[str, Any], tuple[str, ...], tuple[str, ...]]],
-        shapes: Sequence[tuple[Any, ...]],
-        arena: int,
-        choices: Mapping[str, Choice],
-    ) -> None:
-        self._native = native
-        self._run = native.run
-        self._steps = [(op, name, [graph.types.get(o) for o in outs]) for op, name, _, _, outs in steps]
-        self._reads = [[i for i in ins if i] for _, _, _, ins, _ in steps]
-        self._work = [_work(graph, *step) for step in steps]
-        self._choices = [choices.get(outs[0]) for _, _, _, _, outs in steps]
-        self._types = graph.types
-        self._shapes = shapes
-        self._arena = arena
-
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run on arrays; raises BackendError naming the node, its operands and what they did wrong."""
-        try:
-            return self._run(inputs)  # type: ignore[no-any-return]
-        except (RuntimeError, ValueError, MemoryError) as error:
-            raise self._explained(error) from error
-
-    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """As ``run``, into C-contiguous arrays of the outputs' types."""
-        try:
-            self._run(inputs, outputs)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            raise self._explained(error) from error
-
-    def _explained(self, error: Exception) -> BackendError:
-        """A native error with the shapes of the node's operands."""
-        if isinstance(error, MemoryError):
-            return BackendError(
-                f"backend 'cpu' cannot allocate {self._arena / 2**20:.0f} MiB for intermediate values and "
-                f"outputs {list(self._shapes)}; use smaller inputs or free memory"
-            )
-        text = str(error)
-        for k, (op, name, _) in enumerate(self._steps):
-            prefix = f"{op} '{name}': "
-            if text.startswith(prefix):
-                operands = ", ".join(str(self._types.get(n, "?")) for n in self._reads[k])
-                text = text.replace(prefix, "")
-                return BackendError(f"node '{name}' ({op}) with ({operands}): {text}; check the values that are fed")
-        return BackendError(f"backend 'cpu': {text}")
-
-    def time(self, inputs: Sequence[Any]) -> float:
-        """Wall seconds of one run."""
-        begin = time.perf_counter()
-        self._native.run(list(inputs))
-        return time.perf_counter() - begin
-
-    def profile(self, inputs: Sequence[Any]) -> list[tuple[str, str, str, float, float]]:
-        """One run, step by step."""
-        timed = self._native.profile(list(inputs))
-        algorithms = [d["algorithm"] for d in self._native.describe()]
-        return [
-            (self._steps[k][0], self._steps[k][1], algorithms[k], start * 1e-9, duration * 1e-9)
-            for k, start, duration in timed
-        ]
-
-    def describe(self) -> list[dict[str, Any]]:
-        """One row per kernel call; where an algorithm was chosen also *reason*, *predicted* and *measured* seconds."""
-        rows: list[dict[str, Any]] = []
-        for (op, name, types), native in zip(self._steps, self._native.describe(), strict=True):
-            shape = " ".join(str(t) for t in types if t is not None)
-            flops, moved = self._work[len(rows)]
-            rows.append(
-                {
-                    "op": op,
-                    "node": name,
-                    "algorithm": native["algorithm"],
-                    "shape": shape,
-                    "flops": flops,
-                    "bytes": moved,
-                }
-            )
-            choice = self._choices[len(rows) - 1]
-            if choice is not None:
-                rows[-1].update(reason=choice.reason, predicted=choice.predicted, measured=choice.measured)
-        return rows
-
-    @property
-    def memory(self) -> Mapping[str, int]:
-        return dict(self._native.memory)
+    rows: list[Any] = []
+    for op, name, attrs, ins, outs in steps:
+        node = Node(op, tuple(ins), tuple(outs), attrs, name)
+        view = NodeView(node, tuple(map(tensor, ins)), tuple(map(tensor, outs)), {})
+        shape = " ".join(str(t) for o in outs if (t := types.get(o)) is not None)
+        operands = ", ".join(str(types.get(i, "?")) for i in ins if i)
+        choice = choices.get(outs[0])
+        chosen = None if choice is None else (choice.reason, choice.predicted, choice.measured)
+        rows.append((op, name, shape, operands, node_flops(view), moved_bytes(view), chosen))
+    return rows

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mnnpy.backends.analytic import moved_bytes, node_flops
 from mnnpy.backends.base import API_VERSION, Candidate, DeviceInfo, NodeView, Program, Segment, Support
 from mnnpy.errors import BackendUnavailableError
 from mnnpy.graph.dtypes import DType
@@ -127,6 +126,8 @@ class CpuDevice:
         from mnnpy.backends.cpu.select import accepted
 
         if not selectable(view):
+            from mnnpy.backends.analytic import moved_bytes, node_flops
+
             return [Candidate("direct", node_flops(view), moved_bytes(view))]
         low = replace(view, node=view.node.replace(attrs={**view.node.attrs, "precision": "low"}))
         entries = [a for a in TABLE[view.node.op] if a.applies(view)]
@@ -158,8 +159,25 @@ class CpuDevice:
         if in_place:
             graph = write_concats(graph)
         forget_pages(graph.constants.values())  # what the passes looked at would stay beside the packed copies
-        program = build_program(graph, segment.threads, in_place=in_place, choices=choices, isa=self.isa)
+        recipe = segment.recipe and all(c.final for c in choices.values())
+        program = build_program(graph, segment.threads, in_place=in_place, choices=choices, isa=self.isa, recipe=recipe)
         forget_pages(graph.constants.values())
+        return program
+
+    @property
+    def fingerprint(self) -> str:
+        """All that programs depend on beside graph and options."""
+        from mnnpy.backends.cpu.machine import fingerprint
+
+        return f"{fingerprint()}; {self.isa}; {self._native.missing_amx()}"
+
+    def restore(self, build: Any, facts: Callable[[], Any]) -> Program:
+        """A program of its recipe."""
+        from mnnpy.backends.cpu.compiled import restore_program
+        from mnnpy.backends.cpu.mapped import forget_pages
+
+        program = restore_program(build, facts, self.isa)
+        forget_pages(where for _, _, kind, where in build["tensors"] if kind == "constant")
         return program
 
     def upload(self, array: Array) -> Array:

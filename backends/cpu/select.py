@@ -10,13 +10,11 @@ attribute too, and f32 algorithms stay candidates, as they may be faster.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,12 @@ from mnnpy.backends.base import NodeView
 from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.algorithms import TABLE, selectable
 from mnnpy.backends.cpu.calibrate import peaks
+from mnnpy.backends.cpu.machine import fingerprint
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.cost import Peaks, predict
 from mnnpy.search.measure import measure
-from mnnpy.search.records import Record, Records, cache_folder
+from mnnpy.search.records import Record, Records
+from mnnpy.store import cache_folder
 
 __all__ = ["Choice", "accepted", "records", "select_algorithms"]
 
@@ -53,23 +53,7 @@ class Choice:
     predicted: float
     measured: float | None = None
     candidates: tuple[str, ...] = ()
-
-
-@cache
-def fingerprint() -> str:
-    """The machine and the build that a decision holds for."""
-    built = Path(_native.__file__).stat()
-    return f"{_cpu_name()}; {','.join(_native.cpu_features())}; build {built.st_size}-{int(built.st_mtime)}"
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    final: bool = True  #: False where time ran out: another session will measure
 
 
 @cache
@@ -226,7 +210,7 @@ class Selector:
         names = tuple(ranked)
         best = names[0]
         if self.budget <= 0:
-            return Choice(best, "cost model", ranked[best], None, names)
+            return Choice(best, "cost model", ranked[best], None, names, final=False)
         begin = time.perf_counter()
         shortlist = [n for n in names if ranked[n] <= SHORTLIST * ranked[best]]
         runs = _runs(view, shortlist, self.threads, self.isa)

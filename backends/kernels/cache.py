@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from mnnpy.search.records import cache_folder
+from mnnpy.store import cache_folder
 
 __all__ = ["KernelCache"]
 

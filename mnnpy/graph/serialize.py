@@ -22,7 +22,8 @@ import numpy as np
 
 from mnnpy.decompose.raster import Region
 from mnnpy.errors import MnnpyError, ModelError
-from mnnpy.graph.dims import Dim, SymDim
+from mnnpy.graph.codec import dim_of, plain_dim, plain_type, type_of
+from mnnpy.graph.dims import SymDim
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import (
     Array,
@@ -32,7 +33,6 @@ from mnnpy.graph.ir import (
     OptionalType,
     SequenceType,
     TensorType,
-    Type,
     Value,
 )
 
@@ -134,12 +134,12 @@ class _Writer:
             "outputs": [self._value(v) for v in graph.outputs],
             "nodes": [self._node(n, graph.name) for n in graph.nodes],
             "constants": {k: self._array(np.asarray(a), f"constant '{k}'") for k, a in graph.constants.items()},
-            "types": {k: _type(t) for k, t in graph.types.items()},
+            "types": {k: plain_type(t) for k, t in graph.types.items()},
             "metadata": dict(graph.metadata),
         }
 
     def _value(self, value: Value) -> list[Any]:
-        return [value.name, None if value.type is None else _type(value.type)]
+        return [value.name, None if value.type is None else plain_type(value.type)]
 
     def _node(self, node: Node, graph: str) -> list[Any]:
         where = f"graph '{graph}', node '{node.label}' ({node.op})"
@@ -166,9 +166,9 @@ class _Writer:
             parts = (value.origin, value.size, value.src_offset, value.src_strides, value.dst_offset, value.dst_strides)
             return {"region": [self._attr(p, where) for p in parts]}
         if isinstance(value, SymDim):
-            return {"dim": _dim(value)}
+            return {"dim": plain_dim(value)}
         if isinstance(value, (TensorType, SequenceType, OptionalType, MapType)):
-            return {"type": _type(value)}
+            return {"type": plain_type(value)}
         if type(value) is list:
             return {"list": [self._attr(v, where) for v in value]}
         if isinstance(value, Mapping):
@@ -230,22 +230,6 @@ def _stored_form(dtype: DType, shape: tuple[int, ...]) -> tuple[str, list[int]]:
     return _TAGS.get(dtype, "U8"), list(shape)
 
 
-def _dim(dim: Dim) -> Any:
-    if isinstance(dim, SymDim):
-        return {"terms": [[atom, c] for atom, c in dim.terms], "constant": dim.constant}
-    return int(dim)
-
-
-def _type(type: Type) -> Any:
-    if isinstance(type, TensorType):
-        return {"tensor": type.dtype.value, "shape": None if type.shape is None else [_dim(d) for d in type.shape]}
-    if isinstance(type, SequenceType):
-        return {"sequence": _type(type.elem)}
-    if isinstance(type, OptionalType):
-        return {"optional": _type(type.elem)}
-    return {"map": [type.key.value, _type(type.value)]}
-
-
 class _Reader:
     """Decodes one file; every claim of the header is checked against the file's size."""
 
@@ -299,13 +283,13 @@ class _Reader:
             outputs=tuple(self._value(v) for v in form["outputs"]),
             nodes=tuple(self._node(n, depth) for n in form["nodes"]),
             constants={_str(k): self._array(a) for k, a in form["constants"].items()},
-            types={_str(k): _read_type(t) for k, t in form["types"].items()},
+            types={_str(k): type_of(t) for k, t in form["types"].items()},
             metadata={_str(k): _str(v) for k, v in form["metadata"].items()},
         )
 
     def _value(self, form: Any) -> Value:
         name, known = form
-        return Value(_str(name), None if known is None else _read_type(known))
+        return Value(_str(name), None if known is None else type_of(known))
 
     def _node(self, form: Any, depth: int) -> Node:
         op, inputs, outputs, attrs, name = form
@@ -330,8 +314,8 @@ class _Reader:
             "scalar": lambda: self._array(value)[()],
             "graph": lambda: self._graph(value, depth + 1),
             "region": lambda: Region(*(self._attr(v, depth) for v in value)),
-            "dim": lambda: _read_dim(value),
-            "type": lambda: _read_type(value),
+            "dim": lambda: dim_of(value),
+            "type": lambda: type_of(value),
             "list": lambda: [self._attr(v, depth) for v in value],
             "dict": lambda: {self._attr(k, depth): self._attr(v, depth) for k, v in value},
             "bytes": lambda: base64.b64decode(value, validate=True),
@@ -377,21 +361,3 @@ def _str(value: Any) -> str:
     if not isinstance(value, str):
         raise ModelError(f"a text was expected, found {type(value).__name__}; the file is damaged")
     return value
-
-
-def _read_dim(form: Any) -> Dim:
-    if isinstance(form, dict):
-        return SymDim({_str(atom): int(c) for atom, c in form["terms"]}, int(form["constant"]))
-    return int(form)
-
-
-def _read_type(form: Any) -> Type:
-    if "tensor" in form:
-        shape = form["shape"]
-        return TensorType(DType(form["tensor"]), None if shape is None else tuple(_read_dim(d) for d in shape))
-    if "sequence" in form:
-        return SequenceType(_read_type(form["sequence"]))
-    if "optional" in form:
-        return OptionalType(_read_type(form["optional"]))
-    key, value = form["map"]
-    return MapType(DType(key), _read_type(value))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import onnx
+import pytest
 from onnx import helper
 
 from mnnpy.decompose.families import FAMILIES, FAMILY_OF, RULE_MODULES
@@ -19,6 +20,10 @@ HEAVY = (
     "mnnpy.decompose.ops.recurrent", "mnnpy.decompose.ops.ml", "mnnpy.decompose.rules.image",
     "mnnpy.backends.reference.kernels.ml", "mnnpy.convert.onnx.recurrent", "mnnpy.convert.onnx.control",
 )  # fmt: skip
+#: Packages and modules that only planning needs.
+PLANNING = ("mnnpy.convert", "mnnpy.decompose", "mnnpy.search", "mnnpy.specialize", "mnnpy.control", "mnnpy.explain",
+            "mnnpy.backends.reference", "mnnpy.backends.cpu.passes", "mnnpy.backends.cpu.program",
+            "mnnpy.backends.cpu.select")  # fmt: skip
 
 
 def loaded(code: str) -> set[str]:
@@ -32,7 +37,7 @@ def test_the_package_alone_imports_next_to_nothing() -> None:
     assert {m for m in loaded("import mnnpy") if m.startswith("mnnpy")} == {"mnnpy"}
 
 
-def test_a_small_model_imports_no_heavy_module(tmp_path: Path) -> None:
+def test_a_small_model_imports_no_heavy_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = helper.make_graph(
         [helper.make_node("Gemm", ["x", "w"], ["h"], transB=1), helper.make_node("Relu", ["h"], ["y"])],
         "mlp",
@@ -42,12 +47,18 @@ def test_a_small_model_imports_no_heavy_module(tmp_path: Path) -> None:
     )
     path = tmp_path / "mlp.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    found = loaded(
+    monkeypatch.setenv("MNNPY_CACHE_DIR", str(tmp_path))
+    code = (
         f"import mnnpy\ns = mnnpy.Session({str(path)!r}, threads=1)\n"
         "s.run(None, {'x': numpy.ones((1, 4), numpy.float32)})"
     )
-    assert "mnnpy.backends.cpu.program" in found, "it ran on the cpu backend"
-    assert not found & set(HEAVY)
+    planned = loaded(code)
+    assert "mnnpy.backends.cpu.program" in planned, "it was planned for the cpu backend"
+    assert not planned & set(HEAVY)
+    kept = loaded(code)
+    assert "mnnpy.backends.cpu.compiled" in kept
+    assert not kept & set(HEAVY)
+    assert not {m for m in kept if m.startswith(PLANNING)}, "the plan lies on disk"
 
 
 def test_the_table_of_families_is_that_of_the_decorators() -> None:

@@ -17,6 +17,7 @@ from mnnpy.backends.passes.edit import Editor
 from mnnpy.backends.passes.fuse import use_counts
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType
+from mnnpy.graph.origin import joined
 
 __all__ = ["merge_projections"]
 
@@ -108,7 +109,7 @@ def _merge(edit: Editor, nodes: Sequence[Node]) -> dict[str, _Part]:
     ]
     total = sum(w.shape[1] for w in weights)
     head = nodes[0]
-    inputs = [head.inputs[0], edit.constant(head.inputs[1], np.concatenate(weights, axis=1))]
+    inputs = [head.inputs[0], edit.constant(head.inputs[1], joined(weights, axis=1))]
     if any(len(n.inputs) > 2 for n in nodes):
         inputs.append(edit.constant(head.inputs[1], np.concatenate(biases)))
     name = edit.fresh(head.outputs[0])

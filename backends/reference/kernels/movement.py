@@ -28,7 +28,7 @@ def concat(*xs: Array, axis: int) -> Array:
 @reference("Transpose")
 def transpose(x: Array, *, perm: Sequence[int] | None = None) -> Array:
     """``numpy.transpose``."""
-    return np.array(np.transpose(x, perm))
+    return np.transpose(x, perm)
 
 
 @reference("Reshape")

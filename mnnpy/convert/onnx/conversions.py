@@ -46,12 +46,16 @@ _FAMILY_OF = {
 }
 _TABLE: dict[tuple[str, str], list[tuple[int, int, Conversion]]] = {}
 _NEWEST = 1 << 30
+#: Whether somebody else registered conversions.
+extended = False
 
 
 def conversion(*ops: str, since: int = 1, until: int = _NEWEST, domain: str = "") -> Callable[[F], F]:
     """Register the conversion of *ops* for models of opsets *since* to *until*, both included."""
 
     def register(fn: F) -> F:
+        global extended
+        extended = extended or not str(fn.__module__).startswith("mnnpy.")
         for op in ops:
             if (domain, op) not in _FAMILY_OF:
                 raise MnnpyError(f"list {op} under its module in _FAMILIES: nobody would find its conversion")

@@ -17,7 +17,7 @@ from mnnpy.graph.ir import Graph
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["from_onnx"]
+__all__ = ["from_onnx", "read_onnx"]
 
 #: From this size on, a file is mapped instead of read.
 _LARGE_FILE = 1 << 20
@@ -35,6 +35,16 @@ def from_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, *, check
     with all unknown ops at once.
     """
     model, external, name = _parse(source)
+    return _read(model, external, name, check_ops)
+
+
+def read_onnx(data: bytes | mmap.mmap, name: str, folder: Path | None) -> tuple[Graph, ExternalData]:
+    """Read a model out of bytes or a map; *folder* holds its external data, which is returned too."""
+    external = ExternalData(folder)
+    return _read(_decode(data, name), external, name, True), external
+
+
+def _read(model: onnx.ModelProto, external: ExternalData, name: str, check_ops: bool) -> Graph:
     try:
         if not model.HasField("graph"):
             raise ModelError(f"'{name}' holds no graph: it is not an ONNX model")

@@ -104,6 +104,20 @@ class ExternalData:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._maps: dict[Path, tuple[mmap.mmap | bytes, int]] = {}
+        #: Arrays that are copies of bytes of a file, by address, with the address of those bytes.
+        self.copies: dict[int, tuple[Array, int]] = {}
+
+    def files(self) -> list[tuple[Path, mmap.mmap | bytes]]:
+        """The files that were read, with their bytes."""
+        return [(path, data) for path, (data, _) in self._maps.items()]
+
+    def note(self, array: Array, raw: Any) -> Array:
+        """*array*, remembered where it is a copy of all bytes of *raw* (tiny ones are not worth it)."""
+        if array.nbytes >= 64 and array.nbytes == len(raw) and array.dtype != np.bool_:
+            address, source = _address(array), _address(np.frombuffer(raw, np.uint8))
+            if address != source:
+                self.copies[address] = (array, source)
+        return array
 
     def read(self, tensor: TensorProto, expected: int, where: str) -> memoryview:
         """The *expected* bytes of one external tensor, without copying."""
@@ -165,6 +179,10 @@ class ExternalData:
         return path
 
 
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
 def read_tensor(tensor: TensorProto, external: ExternalData, where: str) -> Array:
     """The array of a TensorProto; a read-only view of its bytes where the element layout allows that."""
     dtype = dtype_of(tensor.data_type, where)
@@ -177,15 +195,20 @@ def read_tensor(tensor: TensorProto, external: ExternalData, where: str) -> Arra
     bits = _PACKED.get(dtype)
     width = -(-count * bits // 8) if bits else count * dtype.itemsize
     if tensor.data_location == _EXTERNAL:
-        return _from_bytes(external.read(tensor, width, where), dtype, shape)
+        data = external.read(tensor, width, where)
+        return external.note(_from_bytes(data, dtype, shape), data)
     if tensor.HasField("raw_data"):
         raw = tensor.raw_data
         if len(raw) != width:
             raise ModelError(
                 f"{where}: raw_data has {len(raw)} bytes, {dtype}{list(shape)} needs {width}; the model is damaged"
             )
-        return _from_bytes(raw, dtype, shape)
-    return _from_fields(tensor, dtype, shape, width, where)
+        return external.note(_from_bytes(raw, dtype, shape), raw)
+    found = _from_fields(tensor, dtype, shape, width, where)
+    data = getattr(tensor, _FIELDS.get(dtype, "int32_data"))
+    if dtype in (DType.F32, DType.F64) and isinstance(data, np.ndarray):
+        return external.note(found, data.view(np.uint8))
+    return found
 
 
 def _shape(dims: Any, where: str) -> tuple[int, ...]:
