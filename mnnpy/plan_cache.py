@@ -47,7 +47,7 @@ _FREE = frozenset({"cache", "max_plans", "memory_limit", "threads"})
 #: Folders of the package whose modules decide what a plan looks like.
 _CODE = (
     "", "graph", "convert/onnx", "decompose", "decompose/ops", "decompose/rules", "search", "backends", "backends/cpu",
-    "backends/cpu/passes", "backends/passes", "backends/reference/kernels",
+    "backends/cpu/passes", "backends/passes", "backends/reference", "backends/reference/kernels",
 )  # fmt: skip
 
 

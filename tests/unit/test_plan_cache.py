@@ -401,7 +401,7 @@ def test_all_modules_that_plan_are_part_of_the_key() -> None:
         "import sys, onnx, mnnpy, mnnpy.decompose.registry as r\n"
         "r.ops()\n"
         "import mnnpy.backends.cpu.provider, mnnpy.backends.cpu.select, mnnpy.backends.cpu.program\n"
-        "import mnnpy.session, mnnpy.convert.onnx, mnnpy.decompose.patterns, mnnpy.backends.cpu.passes.attention\n"
+        "import mnnpy.session, mnnpy.convert.onnx, mnnpy.decompose.patterns\n"
         "[o.rules for o in r.ops().values()], [o.reference for o in r.ops().values()]\n"
         "mnnpy.backends.cpu.provider.lower(mnnpy.Graph('g', (), (), ()), mnnpy.Options().optimize)\n"
         "print('\\n'.join(m for m in sys.modules if m.startswith('mnnpy.')))"
