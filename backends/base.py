@@ -7,9 +7,9 @@ different questions. Importing a provider must import no driver library.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from mnnpy.classes import dataclass, field
 from mnnpy.graph.ir import Array, Graph, Node, TensorType
 
 __all__ = [

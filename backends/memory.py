@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from mnnpy.classes import dataclass
 
 __all__ = ["ALIGN", "Interval", "place"]
 

@@ -10,10 +10,10 @@ import difflib
 import importlib
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mnnpy.backends.base import API_VERSION, Backend, Device, DeviceInfo
+from mnnpy.classes import dataclass
 from mnnpy.errors import BackendUnavailableError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ Front ends and decomposition rules both write through this class, so a rule read
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.infer import Operand, UnknownTypeError, infer, normalize_axis
 from mnnpy.decompose.raster import Region
 from mnnpy.decompose.registry import get_op

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.registry import check_node, get_op
 from mnnpy.errors import MnnpyError, ModelError, ShapeError
 from mnnpy.graph.dims import Dim, Shape, SymDim, dim_max

@@ -7,10 +7,10 @@ A node without a rule (or whose rule declines) stays: it is a host op and runs o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from mnnpy.backends.base import NodeView
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.builder import Builder, Var
 from mnnpy.decompose.infer import NeedsValueError
 from mnnpy.decompose.registry import OpClass, find_rule, get_op

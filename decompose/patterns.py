@@ -8,12 +8,12 @@ that nobody reads afterwards are pruned. Each pattern is exact algebra: results 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from math import pi, sqrt
 from typing import Any, TypeAlias, Union
 
 import numpy as np
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.lower import prune
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, tensor_type_of
 

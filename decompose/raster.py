@@ -7,8 +7,9 @@ All offsets and strides count elements, not bytes; tensors are dense and row-maj
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
+
+from mnnpy.classes import dataclass
 
 __all__ = ["Region", "full_region", "row_major"]
 

@@ -9,11 +9,11 @@ is clipping one box by another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import prod
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.raster import Region
 from mnnpy.errors import ShapeError
 

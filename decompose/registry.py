@@ -23,11 +23,11 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, cached_property
 from typing import Any, TypeVar
 
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.families import FAMILIES, FAMILY_OF, RULE_MODULES
 from mnnpy.errors import MnnpyError, ModelError, UnsupportedOpError
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mnnpy.classes import dataclass
 from mnnpy.control import run_control
 from mnnpy.search.partition import DECLINED, FALLBACK, INTERPRETED
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 
+from mnnpy.classes import dataclass, field, field_names
 from mnnpy.errors import InputError
 
 __all__ = ["OPTIMIZATIONS", "Options"]
@@ -89,11 +89,11 @@ class Options:
     @classmethod
     def make(cls, options: Options | None, **keywords: object) -> Options:
         """*options* with *keywords* replaced; an unknown keyword raises TypeError with a near match."""
-        known = {f.name for f in fields(cls)}
+        known = field_names(cls)
         for key in keywords:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
                 raise TypeError(f"unknown option '{key}'{hint}")
-        base = {f.name: getattr(options, f.name) for f in fields(cls)} if options else {}
+        base = {name: getattr(options, name) for name in known} if options else {}
         return cls(**{**base, **keywords})

@@ -15,13 +15,14 @@ import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnnpy.classes import dataclass, field, field_names
 from mnnpy.graph.codec import plain_type, type_of
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, TensorType, Value
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Interface", "ModelFile", "PlanCache", "StoredPlan", "StoredStep", "signature_of"]
 
 #: Raised with every change of the form of entries.
-FORMAT = 1
+FORMAT = 2
 #: From this size on, a file is mapped, and known by name, size and times instead of by its contents.
 MAPPED = 1 << 20
 #: Models given as bytes, and files changed a moment ago, are known by their contents up to this size, larger ones not.
@@ -42,6 +43,8 @@ HASHED = 64 << 20
 SETTLED = 2.0
 #: Bytes of constants that a plan may hold beside those that lie in the model's file.
 INLINE = 4 << 20
+#: Numbers from which on a list is kept as an array: it is read ten times as fast as text.
+LONG = 16
 #: Options that say nothing about a plan.
 _FREE = frozenset({"cache", "max_plans", "memory_limit", "threads"})
 #: Folders of the package whose modules decide what a plan looks like.
@@ -185,7 +188,7 @@ class PlanCache:
         found = ModelFile.open(model)
         if found is None:
             return None
-        chosen = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in _FREE}
+        chosen = {n: getattr(options, n) for n in field_names(options) if n not in _FREE}
         chosen["optimize"] = sorted(options.optimize)
         chosen["algorithms"] = sorted(options.algorithms.items())
         described = json.dumps([FORMAT, fingerprint, options.thread_count, limit, chosen])
@@ -287,7 +290,7 @@ class PlanCache:
             "steps": [(s.device, s.inputs, s.outputs, s.build) for s in plan.steps],
         }
         try:
-            body = _json(form, encoder.plain)
+            body = _json(encoder.plain(form))
             facts = _json([s.facts() for s in plan.steps])
             files = _json([encoder.file(k) for k in sorted(encoder.used)])
         except (_UnfitError, TypeError, ValueError):
@@ -297,8 +300,8 @@ class PlanCache:
         return self._store.write(self._name(signature), [texts.ljust(_aligned(len(texts)), b"\0"), *encoder.chunks])
 
 
-def _json(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
-    return json.dumps(value, default=default, separators=(",", ":")).encode()
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _aligned(size: int) -> int:
@@ -341,7 +344,17 @@ class _Encoder:
         self._starts = [r[0] for r in self._ranges]
 
     def plain(self, value: Any) -> Any:
-        """What ``json`` cannot write: arrays, numpy's numbers, element types."""
+        """*value* as JSON has it: arrays and long lists of numbers are references."""
+        if value is None or isinstance(value, (str, int, float)):
+            return value
+        if isinstance(value, (tuple, list)):
+            if len(value) >= LONG and type(value[0]) in (int, float) and len({type(v) for v in value}) == 1:
+                with suppress(OverflowError):
+                    kind = np.float64 if type(value[0]) is float else np.int64
+                    return {"@": ["list", self._array(np.array(value, kind))]}
+            return [self.plain(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self.plain(v) for k, v in value.items()}
         if isinstance(value, np.ndarray):
             return {"@": self._array(value)}
         if isinstance(value, np.generic):
@@ -404,7 +417,9 @@ class _Decoder:
 
     def hook(self, form: dict[str, Any]) -> Any:
         found = form.get("@")
-        return form if found is None else self._array(found)
+        if found is None:
+            return form
+        return self._array(found[1]).tolist() if found[0] == "list" else self._array(found)
 
     def _array(self, form: list[Any]) -> Array:
         if form[0] == "file":

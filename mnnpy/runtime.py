@@ -13,13 +13,13 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mnnpy.backends.base import Device, Program, Recipe, Segment
+from mnnpy.classes import dataclass, field
 from mnnpy.errors import InputError, MnnpyError, ModelError
 from mnnpy.graph.dims import numel
 from mnnpy.graph.dtypes import DType

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mnnpy.backends.base import Device
+from mnnpy.classes import dataclass
 from mnnpy.errors import BackendUnavailableError, InputError
 from mnnpy.graph.dims import Dim, SymDim
 from mnnpy.graph.dtypes import DType

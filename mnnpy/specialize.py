@@ -7,12 +7,12 @@ data can tell a shape: nodes behind the cut form the *late* graph, specialised a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.builder import FOLD_LIMIT, evaluate
 from mnnpy.decompose.infer import NeedsValueError, Operand, UnknownTypeError, infer
 from mnnpy.decompose.registry import OpClass, OpDef, get_op

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mnnpy.backends.base import Candidate
+from mnnpy.classes import dataclass
 
 __all__ = ["Peaks", "predict"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from mnnpy.backends.base import Device, NodeView
+from mnnpy.classes import dataclass
 from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.errors import UnsupportedOpError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value

@@ -12,8 +12,9 @@ import os
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from mnnpy.classes import dataclass, field_names
 
 __all__ = ["SCHEMA", "Record", "Records"]
 
@@ -54,7 +55,8 @@ class Records:
             self._all()[record.key] = record
             if self.path is None:
                 return
-            line = json.dumps({"schema": SCHEMA, **asdict(record)}, separators=(",", ":")) + "\n"
+            row = {"schema": SCHEMA, **{name: getattr(record, name) for name in field_names(record)}}
+            line = json.dumps(row, separators=(",", ":")) + "\n"
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -8,11 +8,11 @@ does not exist on this machine is never a candidate. Adding an algorithm is addi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import ceil, prod
 
 from mnnpy.backends.analytic import moved_bytes, node_flops
 from mnnpy.backends.base import Candidate, NodeView
+from mnnpy.classes import dataclass
 from mnnpy.graph.dtypes import DType
 
 __all__ = ["TABLE", "Algorithm", "Work", "find", "ran", "selectable"]

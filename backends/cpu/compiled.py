@@ -13,11 +13,15 @@ from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.mapped import map_of
 from mnnpy.errors import BackendError
 from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Array
 
 if TYPE_CHECKING:
     from mnnpy.backends.base import Recipe
 
 __all__ = ["CpuProgram", "restore_program"]
+
+#: Bytes from which on a transposed matrix is copied in blocks of this many columns.
+BLOCKED, BLOCK = 1 << 16, 8
 
 
 def restore_program(
@@ -37,8 +41,18 @@ def _placed(dtype: str, shape: tuple[int, ...], kind: str, where: Any) -> tuple[
     """A row of the tensor table; constants contiguous, and apart where their pages may be given back."""
     if kind != "constant":
         return dtype, shape, kind, where
-    array = where if where.flags.c_contiguous else np.ascontiguousarray(where)
+    array = where if where.flags.c_contiguous else _contiguous(where)
     return dtype, shape, kind if map_of(array) is None else "mapped", array
+
+
+def _contiguous(array: Array) -> Array:
+    """``np.ascontiguousarray``; large transposed matrices in blocks, so that each line of the cache is met once."""
+    if array.ndim != 2 or array.strides[0] != array.itemsize or array.nbytes < BLOCKED:
+        return np.ascontiguousarray(array)
+    made = np.empty(array.shape, array.dtype)
+    for k in range(0, array.shape[1], BLOCK):
+        made[:, k : k + BLOCK] = array[:, k : k + BLOCK]
+    return made
 
 
 class CpuProgram:

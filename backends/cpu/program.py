@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from mnnpy.backends.analytic import moved_bytes, node_flops
 from mnnpy.backends.base import NodeView, Recipe
 from mnnpy.backends.cpu.compiled import CpuProgram, restore_program
 from mnnpy.backends.memory import Interval, place
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.errors import BackendError
 from mnnpy.graph.ir import Graph, Node, TensorType

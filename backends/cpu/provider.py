@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mnnpy.backends.base import API_VERSION, Candidate, DeviceInfo, NodeView, Program, Segment, Support
+from mnnpy.classes import replace
 from mnnpy.errors import BackendUnavailableError
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, TensorType

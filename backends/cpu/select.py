@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from math import inf
 from typing import Any
@@ -24,6 +23,7 @@ from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.algorithms import TABLE, selectable
 from mnnpy.backends.cpu.calibrate import peaks
 from mnnpy.backends.cpu.machine import fingerprint
+from mnnpy.classes import dataclass, field
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.cost import Peaks, predict
 from mnnpy.search.measure import measure

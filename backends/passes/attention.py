@@ -8,7 +8,6 @@ axis, the kernel walks by strides instead and the raster goes. The node's contra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import inf, prod
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from mnnpy.backends.passes.edit import Editor
 from mnnpy.backends.passes.fuse import Accepts, use_counts
 from mnnpy.backends.passes.views import axis_strides, refine, split_axes, swapped, whole_region
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.decompose.raster import Region, full_region
 from mnnpy.decompose.regions import compose, join_regions

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from mnnpy.classes import dataclass, field, replace
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, tensor_type_of

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mnnpy.classes import dataclass
 from mnnpy.decompose.infer import Operand
 from mnnpy.decompose.ops.element_types import ElementType, maybe_element_type
 from mnnpy.decompose.registry import OpClass, op

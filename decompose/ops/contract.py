@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mnnpy.classes import dataclass
 from mnnpy.decompose.infer import Operand, UnknownTypeError
 from mnnpy.decompose.ops.atomic import matmul, window_size
 from mnnpy.decompose.ops.windows import Ints, conv_window, transposed_window

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.infer import Operand
 from mnnpy.decompose.registry import OpClass, op
 from mnnpy.errors import ShapeError

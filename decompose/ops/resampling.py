@@ -6,11 +6,11 @@ filter is Keys' convolution kernel (IEEE Trans. ASSP 29, 1981, equation 4).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mnnpy.classes import dataclass
 from mnnpy.graph.ir import Array
 
 __all__ = ["Taps", "resize_taps", "taps_matrix"]

@@ -6,8 +6,8 @@ Formulas from the ONNX operator specification of Conv, ConvTranspose, AveragePoo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.infer import UnknownTypeError
 from mnnpy.decompose.ops.atomic import window_size
 from mnnpy.errors import ShapeError

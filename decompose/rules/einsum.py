@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.builder import Builder, Var
 from mnnpy.decompose.ops.contract import Label, parse_einsum
 from mnnpy.decompose.raster import Region, row_major

@@ -9,10 +9,10 @@ element, are unrolled: their chunked forms need a triangular solve, or exponents
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.builder import Builder, Var
 from mnnpy.decompose.ops.attention import check_linear_attention
 from mnnpy.decompose.registry import rule

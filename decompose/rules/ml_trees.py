@@ -8,10 +8,10 @@ may be walked to the depth of the deepest one. Set membership becomes a search t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.builder import Builder, Var
 from mnnpy.decompose.ops.ml_models import AGGREGATES, POST_TRANSFORMS
 from mnnpy.decompose.registry import rule

@@ -7,10 +7,10 @@ The input projection is one MatMul for all steps. Both directions of a bidirecti
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.builder import Builder, Var
 from mnnpy.decompose.ops.recurrent import Activation, activation_sets, direction_count, gates_of
 from mnnpy.decompose.raster import Region, row_major

@@ -8,9 +8,9 @@ output channels of a single Convolution; a raster interleaves them. Nothing is m
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from math import prod
 
+from mnnpy.classes import dataclass
 from mnnpy.decompose.builder import Builder, Var
 from mnnpy.decompose.ops.windows import Ints, transposed_window
 from mnnpy.decompose.raster import Region, row_major

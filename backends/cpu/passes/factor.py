@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 
 from mnnpy.backends.passes.edit import Editor
 from mnnpy.backends.passes.fuse import use_counts
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.raster import Region
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType

@@ -9,10 +9,10 @@ reader needs is one copy. An element-wise op in the form of what it follows is f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import inf, prod
 
 from mnnpy.backends.passes.edit import channels_last, inverse, permuted
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.merge import contiguous_view, read_through
 from mnnpy.decompose.raster import Region, row_major
 from mnnpy.graph.dtypes import DType

@@ -8,11 +8,11 @@ raster from twin to twin).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from math import prod
 
 from mnnpy.backends.cpu.passes.forms import ELEMENTWISE, choose_forms, is_spatial, to_plain
 from mnnpy.backends.passes.edit import Editor, channels_last, permuted
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.merge import contiguous_view
 from mnnpy.graph.ir import Graph, Node, TensorType
 

@@ -7,7 +7,6 @@ kernel walks by strides, so it finds its part of the wide result without a copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from mnnpy.backends.passes.edit import Editor
 from mnnpy.backends.passes.fuse import use_counts
+from mnnpy.classes import dataclass
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType
 from mnnpy.graph.origin import joined

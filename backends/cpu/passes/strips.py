@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from mnnpy.backends.cpu import _native
 from mnnpy.backends.passes.fuse import use_counts
+from mnnpy.classes import dataclass
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Graph, Node, TensorType
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnnpy.classes import dataclass
 from mnnpy.convert.onnx.scope import Frame, Scope
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, Type, Value

@@ -7,9 +7,9 @@ node has its own frame and scope; an inlined function has its own scope in the c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mnnpy.classes import dataclass, field
 from mnnpy.decompose.infer import Operand, UnknownTypeError, infer, operand_of
 from mnnpy.errors import MnnpyError, ModelError
 from mnnpy.graph.dtypes import DType
