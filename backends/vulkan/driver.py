@@ -458,7 +458,7 @@ def _caps(limits: Any, features: frozenset[str], facts: dict[str, Any], unified:
         local_memory=limits.maxComputeSharedMemorySize,
         max_buffer=min(limits.maxStorageBufferRange, 2**31 - 1),  # indices are 32-bit
         alignment=max(64, limits.minStorageBufferOffsetAlignment),
-        lanes=4,
+        lanes=1,  # GLSL has no vectors that compilers keep: items are their lanes
         cpu_like=facts["type"] == vk.VK_PHYSICAL_DEVICE_TYPE_CPU,
         facts=facts,
     )

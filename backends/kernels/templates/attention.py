@@ -2,8 +2,8 @@
 
 Keys are walked in blocks; every query keeps its largest score, the sum of its weights and the weighted sum of values,
 rescaled when the largest changes (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et
-al., "FlashAttention", 2022). ``items``: a work item has as many queries as a vector has lanes, one on devices without
-vectors. ``groups``: a work group has a tile of queries and brings tiles of keys and values to local memory.
+al., "FlashAttention", 2022). ``items``: a work item has as many queries as a vector has lanes, one on GPUs.
+``groups``: a work group has a tile of queries and brings tiles of keys and values to local memory.
 
 The node comes from ``passes.attention``; operands q, k, v and optionally mask; attributes ``q``, ``k``, ``v``, ``out``
 hold an offset, a stride per axis of ``batch`` and one per position, ``mask`` one per query and one per key besides.
@@ -144,8 +144,8 @@ class _Items(_Attention):
 
     def launch(self) -> None:
         a, caps = self.node.attrs, self.work.caps
-        lanes = caps.lanes if caps.lanes >= 8 else 1
-        local = 1 if lanes > 1 else 16
+        lanes = max(caps.lanes, 8) if caps.cpu_like else 1  # without vectors: so many queries share what is loaded
+        local = 1 if caps.lanes >= 8 else 16
         self.open(f"attention_items{lanes}", (local, 1, 1), 1)
         b, axis = self.b, self.position
         blocks = -(-a["q_len"] // lanes)

@@ -40,12 +40,18 @@ class Block:
 
 #: Register blocks by vector registers of the device; the first is preferred where all fill equally.
 _BLOCKS = {32: ((12, 2), (8, 3), (6, 4), (4, 4), (2, 4), (1, 4)), 16: ((6, 2), (4, 2), (2, 4), (1, 4))}
+#: The same without explicit vectors: items are the lanes, so a load is one of memory for every lane.
+_SCALAR = ((12, 8), (8, 8), (4, 8), (4, 4), (2, 8), (1, 8), (2, 2), (1, 1))
+LOAD = 13  #: such loads take as long as so many multiply-adds (lavapipe)
 
 
 def choose_block(caps: Caps, m: int, n: int) -> Block:
     """The block that wastes least on *m* × *n* outputs; one with more rows than *m* is never taken."""
+    if caps.lanes < 4:
+        times = [(-(-m // r) * -(-n // c) * (LOAD * (r + c) + r * c), k) for k, (r, c) in enumerate(_SCALAR) if r <= m]
+        return Block(*_SCALAR[min(times)[1]], 1)
     if caps.lanes < 8:
-        return Block(min(4, m), 1 if n <= 4 else 2, 4) if caps.lanes == 4 else Block(min(4, m), 4, 1)
+        return Block(min(4, m), 1 if n <= 4 else 2, 4)
     shapes = _BLOCKS[32 if caps.lanes >= 16 else 16]
     # a step along k takes r·v multiply-adds, or the loads where they are more
     rounds = [
@@ -108,7 +114,7 @@ def packed_product(work: Lowering, p: Product, block: Block, name: str) -> None:
     writer = _Writer(p, block, work, name)
     local = writer.local
     blocks, panels = -(-p.m // block.rows), -(-p.n // block.columns)
-    groups = (-(-blocks // local), panels, p.count)
+    groups = (blocks, panels, p.count) if local == 1 else (-(-blocks * panels // local), 1, p.count)
     buffers = {"a": p.a, "b": p.b, "y": p.y, **writer.tail.buffers()}
     work.launch(p.node, writer.kernel(), buffers, groups, writer.scalars)
 
@@ -144,18 +150,18 @@ class _Writer:
             b.scalar(given, DType.F32 if given == "alpha" else DType.I32)
 
     def kernel(self) -> Kernel:
-        b = self.b
-        block = b.let(b.global_id())
+        b, item = self.b, self.b.let(self.b.global_id())
         if self.local == 1:
-            self._item(block)
+            self._item(item, b.let(b.group_id(1)))
         else:
+            block = b.let(item / b.scalar("panels"))
             with b.when(block < b.scalar("blocks")):
-                self._item(block)
+                self._item(block, b.let(item - block * b.scalar("panels")))
         return b.build()
 
-    def _item(self, block: Expr) -> None:
+    def _item(self, block: Expr, panel: Expr) -> None:
         b, p, shape = self.b, self.p, self.block
-        panel, z = b.let(b.group_id(1)), b.let(b.group_id(2))
+        z = b.let(b.group_id(2))
         m, n, k = b.scalar("m"), b.scalar("n"), b.scalar("k")
         base_a, base_b, base_bias = batch_starts(b, p, z, self.scalars)
         own_row, own_column = b.let(block * shape.rows), b.let(panel * shape.columns)
