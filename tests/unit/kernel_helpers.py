@@ -14,11 +14,13 @@ import pytest
 
 from mnnpy.backends.base import Segment
 from mnnpy.backends.kernels.device import KernelDevice
+from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.decompose.symbolic import infer_types
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Value
+from mnnpy.session import Session
 
-__all__ = ["DEVICES", "device", "graph_of", "run_graph", "run_node"]
+__all__ = ["DEVICES", "assert_close", "device", "elsewhere", "graph_of", "run_graph", "run_node"]
 
 #: OpenCL on PoCL and Vulkan on lavapipe run really; CUDA is emulated.
 DEVICES = ("opencl", "vulkan", "cuda")
@@ -86,3 +88,19 @@ def run_node(on: KernelDevice, op: str, *inputs: Array, outputs: int = 1, **attr
     node = Node(op, names, tuple(f"y{k}" for k in range(outputs)), attrs)
     feeds = dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))
     return run_graph(on, graph_of([node], feeds, node.outputs), feeds)
+
+
+def elsewhere(session: Session, name: str) -> list[str]:
+    """Steps that did not run on the backend and are no host ops, with their reasons."""
+    rows = [r for r in session.explain().rows if r["backend"] != name]
+    hosted = (OpClass.HOST, OpClass.CONTROL)
+    return [f"{r['op']} ({r['node']}): {r['reason']}" for r in rows if get_op(r["op"]).op_class not in hosted]
+
+
+def assert_close(session: Session, got: Sequence[Array], wanted: Sequence[Array], tolerance: float) -> None:
+    """Outputs of a session have the shapes, types and, within *tolerance* of the largest value, the values wanted."""
+    for arg, g, w in zip(session.get_outputs(), got, wanted, strict=True):
+        assert g.shape == w.shape, arg.name
+        assert g.dtype == w.dtype, arg.name
+        error = float(np.abs(g.astype(np.float64) - w).max() / max(np.abs(w).max(), 1e-30))
+        assert error <= tolerance, f"output '{arg.name}': {error:.2e}"

@@ -50,6 +50,13 @@ def test_reduce(on: KernelDevice, fn: str, axes: tuple[int, ...]) -> None:
     check(on, "Reduce", normal(5, 300, 3), fn=fn, axes=axes, keepdims=False, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("length", [128, 129, 9600, 40000])
+@pytest.mark.parametrize("fn", ["Sum", "Mean", "L1", "SumSquare"])
+def test_long_sums_are_exact_enough(on: KernelDevice, fn: str, length: int) -> None:
+    x = RNG.random((3, length), np.float32)  # one sign: added up one by one, 9600 of them are off by 7e-5
+    check(on, "Reduce", x, fn=fn, axes=(1,), tolerance=2e-6)
+
+
 def test_reduce_of_integers_and_bools(on: KernelDevice) -> None:
     x = RNG.integers(-50, 50, (7, 200)).astype(np.int8)
     check(on, "Reduce", x, fn="Sum", axes=(1,))

@@ -5,7 +5,6 @@ Claimed as composites: the rules would make six launches of one Softmax and as m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 from mnnpy.backends.kernels.builder import KernelBuilder
@@ -25,10 +24,6 @@ _STAGED = frozenset({DType.F16, DType.BF16, DType.F32})
 def _largest(one: Expr, other: Expr) -> Expr:
     """The larger one; NaN is found by the sum that follows."""
     return select(other > one, other, one)
-
-
-def _add(one: Expr, other: Expr) -> Expr:
-    return one + other
 
 
 def _softmax(work: Lowering, node: Node, *, log: bool) -> None:
@@ -53,10 +48,7 @@ def _softmax(work: Lowering, node: Node, *, log: bool) -> None:
             v = b.let(b.load(x, base + k * step))
             b.assign(top, _largest(top, v))
         peak = b.let(rows.total(top, _largest, "max"))
-        total = b.mutable(const(0.0, kind))
-        with rows.loop(size) as k:
-            b.assign(total, total + (b.load(x, base + k * step) - peak).call("exp"))
-        whole = rows.total(total, _add, "add")
+        whole = rows.sum(size, kind, lambda s, k: s + (b.load(x, base + k * step) - peak).call("exp"))
         scale = b.let(whole.call("log") if log else 1.0 / whole)
         with rows.loop(size) as k:
             at = b.let(base + k * step)
@@ -120,8 +112,8 @@ def _normalization(work: Lowering, node: Node, *, centred: bool) -> None:
         def element(k: Expr) -> Expr:
             return b.load(readers["x"], base + k)
 
-        mean = b.let(_sum(rows, size, element) * per) if centred else const(0.0, DType.F32)
-        spread = _sum(rows, size, lambda k: _square(b, element(k) - mean if centred else element(k)))
+        mean = b.let(rows.sum(size, DType.F32, lambda s, k: s + element(k)) * per) if centred else const(0.0, DType.F32)
+        spread = rows.sum(size, DType.F32, lambda s, k: s + _square(b, element(k) - mean if centred else element(k)))
         inverse = b.let(1.0 / (spread * per + epsilon).call("sqrt"))
         with rows.loop(size) as k:
             value = ((element(k) - mean) if centred else element(k)) * inverse * b.load(readers["scale"], k)
@@ -145,12 +137,3 @@ def _normalization(work: Lowering, node: Node, *, centred: bool) -> None:
 def _square(b: KernelBuilder, x: Expr) -> Expr:
     x = b.let(x)
     return x * x
-
-
-def _sum(rows: Rows, length: Expr, element: Callable[[Expr], Expr]) -> Expr:
-    """The sum of a row's elements, known to all its items."""
-    b = rows.builder
-    total = b.mutable(const(0.0, DType.F32))
-    with rows.loop(length) as k:
-        b.assign(total, total + element(k))
-    return rows.total(total, _add, "add")

@@ -59,11 +59,6 @@ def combine(b: KernelBuilder, fn: str, total: Expr, x: Expr) -> Expr:
 _SUMS = frozenset({"Sum", "SumSquare", "L2", "L1", "Mean"})
 
 
-def merge(b: KernelBuilder, fn: str, one: Expr, other: Expr) -> Expr:
-    """Two partial results."""
-    return combine(b, "Sum" if fn in _SUMS else fn, one, other)
-
-
 def finish(fn: str, total: Expr, count: Expr, dtype: DType) -> Expr:
     """What follows the sum of *count* elements (integer means of nothing are 0)."""
     if fn == "Mean":
@@ -98,12 +93,17 @@ def reduce(work: Lowering, node: Node) -> None:
         base = _expr(_offset(b, row, kept, "k", scalars))
         base = b.let(base + b.scalar("offset") if offset else base)
         kind = register_type(dtype)
-        partial = b.mutable(_as(identity(fn, dtype), kind))
-        with rows.loop(size) as r:
-            value = b.let(b.load(x, base + _offset(b, r, gone, "g", scalars)))
-            b.assign(partial, combine(b, fn, partial, value))
-        added = "add" if fn in _SUMS else ""
-        total = rows.total(partial, lambda one, other: merge(b, fn, one, other), added)
+
+        def step(so_far: Expr, r: Expr) -> Expr:
+            return combine(b, fn, so_far, b.let(b.load(x, base + _offset(b, r, gone, "g", scalars))))
+
+        if fn in _SUMS:
+            total = rows.sum(size, kind, step)
+        else:
+            partial = b.mutable(_as(identity(fn, dtype), kind))
+            with rows.loop(size) as r:
+                b.assign(partial, step(partial, r))
+            total = rows.total(partial, lambda one, other: combine(b, fn, one, other))
         with rows.once():
             b.store(y, row, finish(fn, total, size, dtype))
     work.launch(node, b.build(), {"x": name, "y": out}, rows.groups if count else 0, scalars)

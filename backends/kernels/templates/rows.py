@@ -15,7 +15,10 @@ __all__ = ["Rows"]
 LOCAL = 64
 #: Rows below this length are not worth the barriers of a group.
 LEAST = 128
+#: Elements that an item adds up before it starts another partial sum: up to the square of the first, and beyond.
+STRETCHES = (128, 1024)
 Merge = Callable[[Expr, Expr], Expr]
+_FLOATS = frozenset({DType.F16, DType.F32, DType.F64})
 
 
 class Rows:
@@ -31,6 +34,8 @@ class Rows:
         if not work.caps.cpu_like and length >= LEAST and not busy:
             self.lanes = min(256, work.caps.max_group)
         self.group = self.lanes > 1
+        share = -(-length // self.lanes)
+        self.stretch = 0 if share <= STRETCHES[0] else STRETCHES[share > STRETCHES[0] ** 2]
         self.builder = KernelBuilder(
             f"{name}_group" if self.group else name, (self.lanes if self.group else LOCAL, 1, 1)
         )
@@ -59,6 +64,26 @@ class Rows:
         """Over this item's share of a row."""
         with self.builder.loop(self.lane, length, self.lanes) as k:
             yield k
+
+    def sum(self, length: Expr, kind: DType, add: Callable[[Expr, Expr], Expr]) -> Expr:
+        """The sum over a row, known to all its items; *add* gives a sum and the next element's index, returns the sum.
+
+        Long rows are summed in stretches: rounding errors grow with the length of a sum, and so as little as they can.
+        """
+        b = self.builder
+        zero = const(0.0 if kind in _FLOATS else 0, kind)
+        total = b.mutable(zero)
+        if not self.stretch or kind not in _FLOATS:
+            with self.loop(length) as k:
+                b.assign(total, add(total, k))
+        else:
+            step = self.stretch * self.lanes
+            with b.loop(0, length, step) as base:
+                part = b.mutable(zero)
+                with b.loop(base + self.lane, (base + step).min(length), self.lanes) as k:
+                    b.assign(part, add(part, k))
+                b.assign(total, total + part)
+        return self.total(total, lambda one, other: one + other, "add")
 
     @contextmanager
     def once(self) -> Iterator[None]:
