@@ -84,6 +84,7 @@ class Segment:
     precision: str = "normal"
     threads: int = 0
     tuning: float = 0.0  #: seconds that may be spent on measuring candidates
+    records: bool = True  #: whether earlier measurements count
     optimize: frozenset[str] = frozenset()  #: names of the device's own optimisations that are switched on
     algorithms: Mapping[str, str] = field(default_factory=dict)  #: op → algorithm to take wherever it fits
     recipe: bool = False  #: whether the program shall carry its ``recipe``

@@ -29,7 +29,7 @@ def _mnnpy(**options: Any) -> Callable[[Path, Feeds, int], Run]:
     def open_mnnpy(path: Path, feeds: Feeds, threads: int) -> Run:
         import mnnpy
 
-        session = mnnpy.Session(path, "cpu", threads=threads, **options)
+        session = mnnpy.Session(path, "cpu", threads=threads, tune=0.5, **options)
         return lambda f: session.run(None, f)
 
     return open_mnnpy
@@ -39,7 +39,7 @@ def open_mnnpy_bound(path: Path, feeds: Feeds, threads: int) -> Run:
     """Inputs and outputs are bound once."""
     import mnnpy
 
-    session = mnnpy.Session(path, "cpu", threads=threads)
+    session = mnnpy.Session(path, "cpu", threads=threads, tune=0.5)
     binding = session.binding()
     for name, array in feeds.items():
         binding.bind_input(name, array)

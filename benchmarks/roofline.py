@@ -51,7 +51,7 @@ def limits(threads: int) -> tuple[float, float]:
 def measure(name: str, threads: int, repeat: int = 15) -> list[Row]:
     """One row per kernel call of the model: work, median seconds, algorithm."""
     model = ZOO[name]
-    session = Session(model.build(), threads=threads)
+    session = Session(model.build(), threads=threads, tune=0.5)
     feeds = model.inputs(0, 0)
     session.run(None, feeds)
     programs = _programs(session, feeds)

@@ -33,7 +33,7 @@ def worker(name: str, threads: int, *, tune: bool) -> float:
     model = ZOO[name]
     path, feeds = model.build(), model.inputs()
     begin = time.perf_counter()
-    options = mnnpy.Options(threads=threads) if tune else mnnpy.Options(threads=threads, tuning=0.0)
+    options = mnnpy.Options(threads=threads, tune=0.5 if tune else "off")
     session = mnnpy.Session(path, "cpu", options)
     session.run(None, feeds)
     return time.perf_counter() - begin

@@ -17,6 +17,7 @@ OPTIMIZATIONS = frozenset(
      "merge_matmul", "fuse_norm", "fuse_elementwise", "fuse_strips", "in_place"}
 )  # fmt: skip
 PRECISIONS = ("high", "normal", "low")
+TUNE_MODES = ("off", "cache", "background")
 #: Instruction sets that the CPU backend has kernels for, in rising order.
 ISAS = ("generic", "avx2", "avx512")
 
@@ -29,8 +30,12 @@ class Options:
     precision: ``high`` strict fp32 with direct algorithms, ``normal`` fp32 within 3e-5 of the output's maximum,
         ``low`` bf16 products with fp32 sums where backend and processor have them (about 1e-2 of the output's maximum);
         ``Session.explain()`` says how many.
-    tuning: seconds that planning may spend on measuring algorithms; decisions are kept on disk (``MNNPY_CACHE_DIR``),
-        so the next Session on this machine pays nothing. 0 leaves the choice to the cost model.
+    tune: how algorithms and devices are chosen. ``"off"``: by the cost model alone. ``"cache"`` (default): by the cost
+        model and what earlier sessions of this machine measured (``MNNPY_CACHE_DIR``), at once. A number: measure too,
+        for so many seconds while planning; decisions are kept on disk, so the next Session pays nothing.
+        ``"background"``: as ``"cache"``, then measure while the session is idle and change to the better plan.
+    placement: ``"cost"``: of several backends each part of a graph gets the one that is predicted or measured to be
+        fastest for the whole; ``"order"``: the first one of the list that can run it.
     optimize: names out of ``OPTIMIZATIONS``; all by default.
     algorithms: op → algorithm that is taken wherever a kernel accepts it, whatever the cost model and measurements say
         (``{"Convolution": "winograd4", "MatMul": "direct"}``; ``Device.algorithms`` lists the names). For debugging and
@@ -48,7 +53,8 @@ class Options:
 
     threads: int = 0
     precision: str = "normal"
-    tuning: float = 0.5
+    tune: str | float = "cache"
+    placement: str = "cost"
     optimize: frozenset[str] = OPTIMIZATIONS
     algorithms: Mapping[str, str] = field(default_factory=dict)
     fallback: bool = False
@@ -69,12 +75,21 @@ class Options:
             raise InputError(f"unknown optimisation '{unknown[0]}'{hint}")
         if not isinstance(self.algorithms, Mapping):
             raise InputError(f"algorithms={self.algorithms!r}: give a mapping of op to algorithm")
-        if not 0 <= self.tuning <= 3600:
-            raise InputError(f"tuning={self.tuning}: give 0 to 3600 seconds")
+        if isinstance(self.tune, str) and self.tune not in TUNE_MODES:
+            raise InputError(f"tune='{self.tune}' is not one of {', '.join(TUNE_MODES)}, and no number of seconds")
+        if not isinstance(self.tune, str) and not 0 <= self.tune <= 3600:
+            raise InputError(f"tune={self.tune}: give 0 to 3600 seconds, or one of {', '.join(TUNE_MODES)}")
+        if self.placement not in ("cost", "order"):
+            raise InputError(f"placement='{self.placement}' is neither 'cost' nor 'order'")
         if self.max_plans < 1:
             raise InputError(f"max_plans={self.max_plans}: at least 1")
         if self.isa is not None and self.isa not in ISAS:
             raise InputError(f"isa '{self.isa}' is not one of {', '.join(ISAS)}; None takes the best of this processor")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds for measuring while planning."""
+        return 0.0 if isinstance(self.tune, str) else float(self.tune)
 
     @property
     def thread_count(self) -> int:

@@ -54,6 +54,16 @@ _CODE = (
 )  # fmt: skip
 
 
+def _measured(device: Any, options: Options) -> int:
+    """Bytes of the records that a plan may rest on: where something was measured since, plans are made anew."""
+    if options.tune == "off":
+        return 0
+    try:
+        return (cache_folder() / f"{device.info.backend}.jsonl").stat().st_size
+    except OSError:
+        return 0
+
+
 class _UnfitError(Exception):
     """A plan cannot be kept, or an entry does not belong to what is there."""
 
@@ -191,7 +201,7 @@ class PlanCache:
         chosen = {n: getattr(options, n) for n in field_names(options) if n not in _FREE}
         chosen["optimize"] = sorted(options.optimize)
         chosen["algorithms"] = sorted(options.algorithms.items())
-        described = json.dumps([FORMAT, fingerprint, options.thread_count, limit, chosen])
+        described = json.dumps([FORMAT, fingerprint, options.thread_count, limit, chosen, _measured(devices[0], options)])
         return cls(found, devices[0], digest(found.identity, _code(), described))
 
     # -- the model --

@@ -32,6 +32,10 @@ if TYPE_CHECKING:  # a plan that is kept on disk needs none of them
     from mnnpy.search.partition import Assignment, Part
     from mnnpy.specialize import Specialized
 
+if TYPE_CHECKING:
+    from mnnpy.search.chooser import Chooser
+    from mnnpy.search.planner import Way
+
 __all__ = ["Context", "Executable", "Plan", "Step"]
 
 #: Plans made for different *values* of inputs of the same types, before shapes are left to the host instead.
@@ -49,6 +53,7 @@ class Context:
     devices: tuple[Device, ...]
     options: Options
     memory_limit: int
+    chooser: Chooser | None = None  #: where several devices compete
 
     @cached_property
     def host(self) -> Device:
@@ -303,7 +308,7 @@ class Executable:
             from mnnpy.specialize import specialize
 
             spec = specialize(self.graph, types, known, ask=self._ask)  # type: ignore[arg-type]
-            plan = self._build(spec) if not spec.needs else None
+            plan = self._build(spec, feeds) if not spec.needs else None
             if plan is not None:
                 self._keep(types, known, plan)
                 return plan
@@ -404,25 +409,56 @@ class Executable:
         """A graph with static types in the ops that the first device supports."""
         from mnnpy.decompose.lower import decompose
 
-        context = self.context
-        if "patterns" in context.options.optimize:
-            from mnnpy.decompose.patterns import recognize
+        primary, optimize = self.context.devices[0], self.context.options.optimize
+        graph = self._recognized(graph)
+        return decompose(graph, lambda v: bool(primary.supports(v)), primary.info.backend, optimize=optimize)
 
-            graph = recognize(graph)
-        primary = context.devices[0]
-        return decompose(
-            graph, lambda v: bool(primary.supports(v)), primary.info.backend, optimize=context.options.optimize
-        )
+    def _recognized(self, graph: Graph) -> Graph:
+        """Composites that the model had spelled out."""
+        if "patterns" not in self.context.options.optimize:
+            return graph
+        from mnnpy.decompose.patterns import recognize
 
-    def _build(self, spec: Specialized) -> Plan | None:
+        return recognize(graph)
+
+    def _build(self, spec: Specialized, feeds: Sequence[Any] | None = None) -> Plan | None:
         """A plan, or None where a rule asked for the value of an input (then ``_wanted`` names it)."""
         context = self.context
         _check_memory(spec.graph, context.memory_limit)
+        if context.chooser is not None:
+            graph = self._recognized(spec.graph)
+            if found := context.chooser.ways(graph):
+                return self._chosen(graph, spec, found, feeds)
         lowered = self._lowered(spec.graph)
+        return None if self._asks(spec, lowered) else self._assembled(spec, lowered, None)
+
+    def _asks(self, spec: Specialized, lowered: Decomposed) -> bool:
+        """Whether rules want the values of inputs: ``_wanted`` names these."""
         self._wanted = frozenset().union(*(spec.sources.get(n) or () for n in lowered.needs))
-        if self._wanted and self._ask:
+        return bool(self._wanted and self._ask)
+
+    def _chosen(
+        self, graph: Graph, spec: Specialized, found: Sequence[Way], feeds: Sequence[Any] | None
+    ) -> Plan | None:
+        """The plan of the best way: measured where there is time for that, else recorded or predicted."""
+        chooser = self.context.chooser
+        assert chooser is not None
+        if any(self._asks(spec, way.lowered) for way in found):
             return None
-        steps = self._steps(lowered)
+        built: dict[str, Plan] = {}
+
+        def prepare(way: Way) -> Plan:
+            if way.name not in built:
+                built[way.name] = self._assembled(spec, way.lowered, way.chosen)
+            return built[way.name]
+
+        way = chooser.choose(graph, found, prepare, feeds if spec.late is None else None)
+        return prepare(way)
+
+    def _assembled(self, spec: Specialized, lowered: Decomposed, chosen: Sequence[Assignment] | None) -> Plan:
+        """Compile the parts."""
+        context = self.context
+        steps = self._steps(lowered, chosen)
         _check_arenas(self.graph.name, steps, context.memory_limit)
         late = Executable(spec.late, context, self.depth + 1) if spec.late is not None else None
         outputs = tuple(lowered.names.get(n, n) for n in spec.outputs)
@@ -451,11 +487,12 @@ class Executable:
             fallback=self.context.options.fallback,
         )
 
-    def _steps(self, lowered: Decomposed) -> list[Step]:
+    def _steps(self, lowered: Decomposed, chosen: Sequence[Assignment] | None) -> list[Step]:
         from mnnpy.search.partition import form_parts
 
         graph = lowered.graph
-        chosen = self._assigned(graph)
+        if chosen is None:
+            chosen = self._assigned(graph)
         by_output = {n.outputs: a for n, a in zip(graph.nodes, chosen, strict=True)}
         return [
             self._step(part, {n.label: by_output[n.outputs].reason for n in part.graph.nodes})
@@ -475,11 +512,12 @@ class Executable:
         device = self.context.host if part.device == HOST else self.context.devices[part.device]
         segment = Segment(
             part.graph,
-            options.precision,
-            options.thread_count,
-            options.tuning,
-            options.optimize,
-            options.algorithms,
+            precision=options.precision,
+            threads=options.thread_count,
+            tuning=options.seconds,
+            records=options.tune != "off",
+            optimize=options.optimize,
+            algorithms=options.algorithms,
             recipe=self._cache is not None,
         )
         return Step(device.info.backend, inputs, outputs, part.graph, device.compile(segment), None, {}, reasons)

@@ -22,6 +22,7 @@ from mnnpy.runtime import Context, Executable, without_collector
 if TYPE_CHECKING:
     from mnnpy.binding import Binding
     from mnnpy.explain import Explanation
+    from mnnpy.search.chooser import Chooser
 
 __all__ = ["NodeArg", "Session", "load_graph"]
 
@@ -287,7 +288,16 @@ def _context(backends: str | Device | Sequence[str | Device], options: Options) 
     devices = tuple(open_device(n, **wanted) if isinstance(n, str) else n for n in names)
     if options.algorithms:
         _check_algorithms(devices, options)
-    return Context(devices, options, options.memory_limit or _physical_memory())
+    return Context(devices, options, options.memory_limit or _physical_memory(), _chooser(devices, options))
+
+
+def _chooser(devices: Sequence[Device], options: Options) -> Chooser | None:
+    """What chooses among several devices; the interpreter only ever takes what nobody else does."""
+    if options.placement == "order" or sum(d.info.backend != "reference" for d in devices) < 2:
+        return None
+    from mnnpy.search.chooser import Chooser
+
+    return Chooser(devices, options)
 
 
 def _check_algorithms(devices: Sequence[Device], options: Options) -> None:

@@ -17,12 +17,23 @@ class Peaks:
     rates: operations per second by kind of arithmetic (a candidate names its kind in ``parameters["rate"]``).
     memory: bytes per second to and from main memory. cache: the same within the caches of the cores.
     launch: seconds that starting a kernel costs.
+    submit: seconds that a run costs beyond its kernels: starting it and waiting for its end.
+    latency, link: seconds of a copy to or from the host's memory, and its bytes per second; a device that works in the
+    host's memory copies nothing (``shared``).
     """
 
     rates: Mapping[str, float]
     memory: float
     cache: float
     launch: float = 0.0
+    submit: float = 0.0
+    latency: float = 0.0
+    link: float = float("inf")
+
+    @property
+    def shared(self) -> bool:
+        """Whether the device works in the host's memory."""
+        return self.link == float("inf") and self.latency == 0.0
 
 
 def predict(candidate: Candidate, peaks: Peaks) -> float:

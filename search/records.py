@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mnnpy.classes import dataclass, field_names
+from mnnpy.classes import dataclass, field, field_names
 
 __all__ = ["SCHEMA", "Record", "Records"]
 
@@ -23,7 +23,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One decision: *samples* are seconds per run of each candidate, in order of measurement.
+    """One decision: *samples* are seconds per run of each candidate, in order of measurement, *predicted* what the cost
+    model had said.
 
     An empty *decision* marks a measurement in which nothing was chosen, such as a calibration.
     """
@@ -33,6 +34,7 @@ class Record:
     samples: Mapping[str, Sequence[float]]
     decision: str
     reason: str
+    predicted: Mapping[str, float] = field(default_factory=dict)
 
 
 class Records:

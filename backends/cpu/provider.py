@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from mnnpy.classes import replace
 from mnnpy.errors import BackendUnavailableError
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, TensorType
+
+if TYPE_CHECKING:
+    from mnnpy.search.cost import Peaks
+    from mnnpy.search.records import Records
 
 __all__ = ["CpuBackend", "CpuDevice"]
 
@@ -140,6 +144,23 @@ class CpuDevice:
 
         return {op: {a.name: a.precisions for a in entries} for op, entries in TABLE.items()}
 
+    @property
+    def _threads(self) -> int:
+        return self.threads or int(self._native.default_threads())
+
+    @property
+    def records(self) -> Records:
+        """Decisions and measurements of this processor and build."""
+        from mnnpy.backends.cpu.select import records
+
+        return records()
+
+    def peaks(self) -> Peaks:
+        """What the kernels reach with this device's threads."""
+        from mnnpy.backends.cpu.calibrate import peaks
+
+        return peaks(self.records, self._threads, self.isa)
+
     def compile(self, segment: Segment) -> Program:
         """Run the passes that are switched on and build the native program."""
         from mnnpy.backends.cpu.mapped import forget_pages
@@ -149,18 +170,19 @@ class CpuDevice:
         from mnnpy.backends.cpu.select import select_algorithms
         from mnnpy.decompose.lower import prune
 
+        threads = segment.threads or self._threads
         graph = lower(segment.graph, segment.optimize, segment.precision)
         graph, choices = select_algorithms(
-            graph, segment.precision, segment.threads, segment.tuning, segment.algorithms, self.isa
+            graph, segment.precision, threads, segment.tuning, segment.algorithms, self.isa, segment.records
         )
         if "fuse_strips" in segment.optimize:
-            graph = prune(fuse_strips(graph, segment.threads))
+            graph = prune(fuse_strips(graph, threads))
         in_place = "in_place" in segment.optimize
         if in_place:
             graph = write_concats(graph)
         forget_pages(graph.constants.values())  # what the passes looked at would stay beside the packed copies
         recipe = segment.recipe and all(c.final for c in choices.values())
-        program = build_program(graph, segment.threads, in_place=in_place, choices=choices, isa=self.isa, recipe=recipe)
+        program = build_program(graph, threads, in_place=in_place, choices=choices, isa=self.isa, recipe=recipe)
         forget_pages(graph.constants.values())
         return program
 

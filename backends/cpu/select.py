@@ -101,11 +101,12 @@ def select_algorithms(
     budget: float = 0.0,
     forced: Mapping[str, str] | None = None,
     isa: str | None = None,
+    known: bool = True,
 ) -> tuple[Graph, dict[str, Choice]]:
     """*graph* with the attribute ``algorithm`` on products and convolutions, and the choices by first output.
 
     *budget*: seconds that may be spent on measuring. *forced*: op → algorithm, taken wherever a kernel accepts it.
-    *isa*: the highest instruction set of kernels, None for the best.
+    *isa*: the highest instruction set of kernels, None for the best. *known*: whether earlier measurements count.
     """
     if precision == "low":
         low = {"precision": "low"}
@@ -114,7 +115,7 @@ def select_algorithms(
     views = [v for v in (_view(n, graph) for n in graph.nodes if n.op in TABLE) if selectable(v)]
     if not views:
         return graph, {}
-    selector = Selector(precision, threads, budget, dict(forced or {}), records(), isa or _native.isa())
+    selector = Selector(precision, threads, budget, dict(forced or {}), records(), isa or _native.isa(), known)
     choices = selector.run(views)
     chosen = []
     for node in graph.nodes:
@@ -144,6 +145,7 @@ class Selector:
     forced: dict[str, str]
     records: Records
     isa: str
+    known: bool = True
     peaks: Peaks = field(init=False)
 
     def __post_init__(self) -> None:
@@ -193,7 +195,7 @@ class Selector:
         close = {n: s for n, s in ranked.items() if s <= SHORTLIST * ranked[best]}
         if len(close) == 1 or ranked[best] < MATTERS:
             return Choice(best, "cost model", ranked[best], None, names)
-        record = self.records.get(key)
+        record = self.records.get(key) if self.known else None
         if record is not None and record.decision in ranked:
             seconds = min(record.samples[record.decision])
             return Choice(record.decision, record.reason, ranked[record.decision], seconds, names)

@@ -60,21 +60,16 @@ class KernelDevice:
         return answer
 
     def candidates(self, view: NodeView) -> list[Candidate]:
-        """Every algorithm that applies, the one that the template takes first, with its cost and launches."""
+        """Every algorithm that applies, the one that the template takes first, with its cost."""
         types = {n: t for n, t in zip(view.node.inputs, view.inputs, strict=True) if n and t is not None}
         types |= {n: t for n, t in zip(view.node.outputs, view.outputs, strict=True) if n and t is not None}
         node, found = view.node, []
         named = CHOICES.get(node.op)
         work = Lowering(self.driver.caps, types, view.constants)
         for name, flops in named(work, node) if named else [("default", node_flops(view))]:
-            work = Lowering(self.driver.caps, dict(types), view.constants, algorithms={node.op: name})
-            try:
-                work.node(node)
-            except Declined:
-                continue
             tiers = ("low", "normal") if name.startswith("winograd") else ("high", "low", "normal")
             parameters = {"precisions": tiers}
-            found.append(Candidate(name, flops, moved_bytes(view), max(1, len(work.steps)), parameters))
+            found.append(Candidate(name, flops, moved_bytes(view), 1, parameters))
         return found
 
     def compile(self, segment: Segment) -> Program:

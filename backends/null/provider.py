@@ -15,6 +15,7 @@ from mnnpy.backends.base import API_VERSION, Candidate, DeviceInfo, NodeView, Se
 from mnnpy.decompose.registry import OpClass, get_op, has_op
 from mnnpy.errors import BackendError
 from mnnpy.graph.ir import Array, TensorType
+from mnnpy.search.cost import Peaks
 
 __all__ = ["NullBackend", "NullDevice", "NullProgram", "Speeds"]
 
@@ -102,6 +103,12 @@ class NullDevice:
 
     def candidates(self, view: NodeView) -> list[Candidate]:
         return [Candidate("null", node_flops(view), moved_bytes(view))]
+
+    def peaks(self) -> Peaks:
+        """What was declared."""
+        s = self.speeds
+        rates = dict.fromkeys(("f32", "f16", "bf16"), s.peak)
+        return Peaks(rates, s.bandwidth, s.bandwidth, s.launch, 0.0, s.transfer_latency, s.transfer_bandwidth)
 
     def compile(self, segment: Segment) -> NullProgram:
         program = NullProgram(self.info, segment)

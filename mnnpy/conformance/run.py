@@ -227,7 +227,7 @@ class Runner:
 
     def program(self, graph: Graph) -> Program:
         """The compiled segment."""
-        return self.device.compile(Segment(graph, "normal", 1, 0.0, OPTIMIZATIONS))
+        return self.device.compile(Segment(graph, threads=1, optimize=OPTIMIZATIONS))
 
     def supports(self, case: Case) -> Result:
         """Whether the device would take the case, without running it (mode support)."""

@@ -95,7 +95,7 @@ def test_a_forced_algorithm_runs_and_is_right(op: str, algorithm: str, isa: str)
     model, feeds, want = truth(op)
     precision = precision_of(op, algorithm)
     for threads in (1, 2, 7):
-        options = mnnpy.Options(threads=threads, precision=precision, algorithms={op: algorithm}, tuning=0, isa=isa)
+        options = mnnpy.Options(threads=threads, precision=precision, algorithms={op: algorithm}, tune="off", isa=isa)
         session = mnnpy.Session(model, options=options)
         rows = [r for r in session.explain().rows if r["op"] == op]
         forced = [r for r in rows if r["why"] == "forced"]
@@ -110,7 +110,7 @@ def test_models_do_not_depend_on_it(name: str, op: str, algorithm: str) -> None:
     """Small networks with the structures of real ones; layers that do not take the algorithm fall to another one."""
     model, feeds, want = truth(name)
     precision = precision_of(op, algorithm)
-    session = mnnpy.Session(model, precision=precision, algorithms={op: algorithm}, tuning=0)
+    session = mnnpy.Session(model, precision=precision, algorithms={op: algorithm}, tune="off")
     check(session, feeds, want, BARS[precision])
     for row in session.explain().rows:
         if row["why"] == "forced":  # a chain computes each of its convolutions directly
@@ -133,7 +133,7 @@ def test_high_precision_runs_direct_algorithms_only(op: str) -> None:
 def test_whatever_is_chosen_is_right(op: str, precision: str) -> None:
     model, feeds, want = truth(op)
     for tuning in (0.0, 0.5):
-        check(mnnpy.Session(model, precision=precision, tuning=tuning), feeds, want, BARS[precision])
+        check(mnnpy.Session(model, precision=precision, tune=tuning), feeds, want, BARS[precision])
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,6 @@ def test_conformance_of_the_op(op: str, algorithm: str) -> None:
     """ONNX's node cases of convolutions and products, with the tolerance that the cases state."""
     pattern = "conv" if op == "Convolution" else "matmul|gemm"
     cases = [c for c in load_cases() if pattern.partition("|")[0] in c.name or pattern.rpartition("|")[2] in c.name]
-    report = run_suite("cpu", cases=cases, algorithms={op: algorithm}, tuning=0)
+    report = run_suite("cpu", cases=cases, algorithms={op: algorithm}, tune="off")
     assert report.count("passed") >= len(cases) > 20
     assert report.count("failed") == 0, [r for r in report.results if r.status == "failed"]

@@ -76,6 +76,6 @@ def test_answers_do_not_depend_on_the_choice(name: str, seed: int, monkeypatch: 
         return [rng.choice(own) == forms.LAST for own in work.forms]
 
     monkeypatch.setattr(layout, "choose_forms", drawn)
-    got = mnnpy.Session(model, tuning=0).run(None, feeds)
+    got = mnnpy.Session(model, tune="off").run(None, feeds)
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=3e-5 * max(1e-3, float(np.abs(w).max(initial=0))))

@@ -37,7 +37,7 @@ def test_models_agree_with_onnxruntime(name: str, isa: str) -> None:
     peer = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     right = peer.run(None, feeds)
     for precision, bar in (("normal", 3e-5), ("high", 1e-5), ("low", 2e-2)):
-        session = mnnpy.Session(model, isa=isa, precision=precision, threads=2, tuning=0)
+        session = mnnpy.Session(model, isa=isa, precision=precision, threads=2, tune="off")
         for got, want in zip(session.run(None, feeds), right, strict=True):
             assert np.abs(got - want).max() <= bar * np.abs(want).max(), precision
 
@@ -45,7 +45,7 @@ def test_models_agree_with_onnxruntime(name: str, isa: str) -> None:
 @pytest.mark.parametrize("isa", AVAILABLE)
 def test_explained_and_masked(isa: str) -> None:
     model, feeds = conv_net()
-    session = mnnpy.Session(model, isa=isa, precision="low", tuning=0)
+    session = mnnpy.Session(model, isa=isa, precision="low", tune="off")
     report = session.explain(feeds)
     assert report.isa == isa
     assert f"; isa {isa}; " in str(report).splitlines()[0]
@@ -54,7 +54,7 @@ def test_explained_and_masked(isa: str) -> None:
         assert other not in used
     if isa != "avx512":
         assert "bf16" not in used  # AVX512_BF16 is beyond this level, whatever the CPU has
-    best = mnnpy.Session(model, tuning=0)
+    best = mnnpy.Session(model, tune="off")
     assert best.explain(feeds).isa == AVAILABLE[-1]
 
 
@@ -89,11 +89,11 @@ def test_tuning_is_kept_per_instruction_set(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(select, "_single", watched)
     for count, isa in enumerate(AVAILABLE, 1):
         built.clear()
-        mnnpy.Session(model, threads=1, isa=isa, tuning=60)
+        mnnpy.Session(model, threads=1, isa=isa, tune=60)
         assert set(built) == {isa}
         assert len((tmp_path / "cpu.jsonl").read_text().splitlines()) == 3 * count  # peaks and two layers
     built.clear()
-    mnnpy.Session(model, threads=1, tuning=60)  # the best is the last of AVAILABLE: decided already
+    mnnpy.Session(model, threads=1, tune=60)  # the best is the last of AVAILABLE: decided already
     assert not built
 
 

@@ -67,7 +67,7 @@ def saved(path: Path, model: onnx.ModelProto, **keywords: Any) -> Path:
 
 def run(model: Any, feeds: Any = None, **options: Any) -> tuple[list[Any], bool]:
     """The results, and whether they came without reading the model's graph."""
-    session = mnnpy.Session(model, threads=1, tuning=0, **options)
+    session = mnnpy.Session(model, threads=1, tune="off", **options)
     return session.run(None, FEEDS if feeds is None else feeds), session._executable._graph is None
 
 
@@ -164,9 +164,9 @@ def test_the_interface_is_that_of_the_model(tmp_path: Path) -> None:
 
 def test_explain_parts_and_profile_of_a_kept_plan(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.onnx", network())
-    first = mnnpy.Session(path, threads=1, tuning=0)
+    first = mnnpy.Session(path, threads=1, tune="off")
     first.run(None, FEEDS)
-    again = mnnpy.Session(path, threads=1, tuning=0)
+    again = mnnpy.Session(path, threads=1, tune="off")
     again.run(None, FEEDS)
     assert again._executable._graph is None
     assert str(again.explain()) == str(first.explain())
@@ -229,7 +229,7 @@ def test_other_options_miss(tmp_path: Path, options: dict[str, Any]) -> None:
 def test_other_threads_code_and_format_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "m.onnx", network())
     run(path)
-    session = mnnpy.Session(path, threads=2, tuning=0)
+    session = mnnpy.Session(path, threads=2, tune="off")
     assert session._executable._graph is not None
     with monkeypatch.context() as patch:
         patch.setattr(plan_cache, "FORMAT", plan_cache.FORMAT + 1)
@@ -353,7 +353,7 @@ def test_processes_share_a_folder(tmp_path: Path, folder: Path) -> None:
     script = (
         "import sys, numpy as np, mnnpy\n"
         f"x = np.load({str(tmp_path / 'x.npy')!r})\n"
-        f"s = mnnpy.Session({str(path)!r}, threads=1, tuning=0)\n"
+        f"s = mnnpy.Session({str(path)!r}, threads=1, tune='off')\n"
         "sys.stdout.write(s.run(None, {'x': x})[0].tobytes().hex() + ' ' + str(s._executable._graph is None))"
     )
 

@@ -57,7 +57,7 @@ def test_calibrated_and_measured_once_then_cached(fresh: Records, monkeypatch: p
     monkeypatch.setattr(select, "SHORTLIST", 1e9)
     monkeypatch.setattr(select, "MATTERS", 0.0)
     model, _ = conv_net()
-    session = mnnpy.Session(model, threads=1, tuning=60)
+    session = mnnpy.Session(model, threads=1, tune=60)
     calibration, *measured = lines(fresh)
     assert calibration["reason"] == "calibration"
     assert {"f32", "memory", "cache", "launch"} <= set(calibration["samples"])
@@ -66,7 +66,7 @@ def test_calibrated_and_measured_once_then_cached(fresh: Records, monkeypatch: p
         assert {"direct", "winograd2", "winograd4"} <= set(row["samples"])
         assert row["decision"] == select.fastest({k: min(s) for k, s in row["samples"].items()})
     assert whys(session) == ["fastest measured"] * 2
-    again = mnnpy.Session(model, threads=1, tuning=60)
+    again = mnnpy.Session(model, threads=1, tune=60)
     assert algorithms(again) == algorithms(session)
     assert whys(again) == ["fastest measured"] * 2
     assert len(lines(fresh)) == 3
@@ -80,7 +80,7 @@ def test_the_direct_algorithm_is_left_for_a_gain_only() -> None:
 
 def test_without_budget_the_cost_model_decides(fresh: Records) -> None:
     model, _ = conv_net()
-    session = mnnpy.Session(model, tuning=0)
+    session = mnnpy.Session(model, tune="off")
     assert whys(session) == ["cost model"] * 2
     assert [r["reason"] for r in lines(fresh)] == ["calibration"]
     assert all(r["predicted_us"] > 0 and r["measured_us"] == "" for r in session.explain().rows if r["why"])
@@ -102,7 +102,7 @@ def test_the_layers_with_most_time_at_stake_are_measured_first(fresh: Records, m
     for _ in range(3):
         y = n.op("Relu", n.op("Conv", y, n.w(64, 64, 3, 3), n.w(64), pads=[1, 1, 1, 1]))
     model, _ = n.finish(y)
-    session = mnnpy.Session(model, threads=1, tuning=1e-9)
+    session = mnnpy.Session(model, threads=1, tune=1e-9)
     assert whys(session) == ["cost model", *["fastest measured"] * 3]
 
 

@@ -34,7 +34,7 @@ def chains(model: Any, feeds: dict[str, Any], **options: Any) -> list[str]:
     want = mnnpy.Session(model, "reference").run(None, feeds)
     found: list[str] = []
     for threads in (7, 2, 1):
-        session = mnnpy.Session(model, threads=threads, tuning=0, **options)
+        session = mnnpy.Session(model, threads=threads, tune="off", **options)
         for g, w in zip(session.run(None, feeds), want, strict=True):
             assert np.abs(g - w).max() <= 3e-5 * np.abs(w).max()
         rows = session.explain().rows

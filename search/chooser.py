@@ -1,0 +1,57 @@
+"""What a session asks: the ways to run a graph, and which one to take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from mnnpy.backends.base import Device
+from mnnpy.graph.ir import Graph
+from mnnpy.options import Options
+from mnnpy.search.calibrate import device_fingerprint
+from mnnpy.search.place import Machine
+from mnnpy.search.planner import Way, decide, graph_key, made_up, measured, ways
+from mnnpy.search.records import Records
+from mnnpy.store import cache_folder
+
+__all__ = ["Chooser", "Runnable"]
+
+
+class Runnable(Protocol):
+    """A plan."""
+
+    def run(self, feeds: Sequence[Any]) -> list[Any]: ...
+
+
+class Chooser:
+    """The choice among devices for one session; decisions are kept in ``plans.jsonl``."""
+
+    def __init__(self, devices: Sequence[Device], options: Options) -> None:
+        self.machine = Machine(devices)
+        self.options = options
+        fingerprint = " | ".join(device_fingerprint(d) for d in devices)
+        self.records = Records(fingerprint, cache_folder() / "plans.jsonl")
+
+    def ways(self, graph: Graph) -> list[Way]:
+        """All ways, the one predicted to be fastest first; empty where some node runs nowhere."""
+        return ways(graph, self.machine, self.options.precision, self.options.optimize)
+
+    def choose(
+        self, graph: Graph, found: Sequence[Way], prepare: Callable[[Way], Runnable], feeds: Sequence[Any] | None
+    ) -> Way:
+        """The way to take: recorded, measured on *feeds* where that is asked for, or predicted."""
+        options = self.options
+        key = graph_key(graph, self.machine, options.precision, options.thread_count)
+        record = self.records.get(key) if options.tune != "off" else None
+        if record is None and options.seconds > 0 and len(found) > 1:
+            inputs = feeds if feeds is not None else made_up(graph)
+            if inputs is not None:
+                given = inputs
+
+                def run(way: Way) -> Callable[[], list[Any]]:
+                    plan = prepare(way)
+                    return lambda: plan.run(given)
+
+                return measured(found, key, self.records, run, options.seconds, time.perf_counter)[0]
+        return decide(found, record)[0]

@@ -1,0 +1,303 @@
+"""Which device runs which node: the graph in chunks, chunks on devices by predicted time and copies.
+
+A *chunk* is a node that multiplies (or any other node that nothing lighter precedes) with the light nodes behind it, as
+devices fuse them: they stay together, and only values that leave a chunk can cross. Algorithms and layouts are chosen
+inside a device, and values cross devices dense and row-major, so the best of a chunk on a device does not depend on
+what its neighbours do: choosing within devices first and among devices then is the joint optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from mnnpy.backends.analytic import moved_bytes, node_flops
+from mnnpy.backends.base import Device, NodeView
+from mnnpy.decompose.registry import OpClass, get_op
+from mnnpy.graph.ir import Graph, Node, TensorType
+from mnnpy.search.assign import Flow, Problem, Solution, Task, solve
+from mnnpy.search.calibrate import calibrate
+from mnnpy.search.cost import predict
+from mnnpy.search.partition import CONTROL, HOST, Assignment, is_host_node
+
+__all__ = ["Machine", "Placement", "chunks", "place"]
+
+#: Ops that begin a chunk of their own; candidates are asked for these only.
+HEAVY = frozenset({"MatMul", "Convolution", "LSTM", "GRU", "RNN"})
+#: Ops that devices fuse into what is before them: they cost what crosses the chunk.
+FUSED = frozenset({"Unary", "Binary", "Select", "Convert", "Reinterpret"})
+#: Seconds that one more step of a plan costs in the session.
+STEP = 5e-6
+#: Bytes per second of the interpreter, where nobody else takes a node.
+INTERPRETED = 2e8
+
+View = Callable[[Node], NodeView]
+
+
+class Machine:
+    """Opened devices with what they reach. Space 0 is the host's memory, space k + 1 that of device k."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self.devices = tuple(devices)
+        self.peaks = tuple(None if _interprets(d) else calibrate(d) for d in devices)
+        self.limits = tuple(float(d.info.facts.get("memory", inf)) for d in devices)
+        self._seconds: dict[tuple[int, str], tuple[float, str]] = {}
+
+    def copies(self) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
+        """(latency, seconds per byte) of copies between spaces; between two devices by way of the host."""
+        own = ((STEP, 0.0) if p is None else (STEP + p.latency + p.submit / 2, 1.0 / p.link) for p in self.peaks)
+        ends = [(0.0, 0.0), *own]
+        count = range(len(ends))
+        latency = tuple(tuple(0.0 if a == b else ends[a][0] + ends[b][0] for b in count) for a in count)
+        return latency, tuple(tuple(0.0 if a == b else ends[a][1] + ends[b][1] for b in count) for a in count)
+
+    def heavy(self, device: int, view: NodeView, precision: str) -> tuple[float, str]:
+        """Seconds and name of the algorithm that the cost model likes best; remembered by kind of node."""
+        peaks = self.peaks[device]
+        assert peaks is not None
+        key = (device, _kind(view, precision))
+        found = self._seconds.get(key)
+        if found is None:
+            allowed = (
+                c
+                for c in self.devices[device].candidates(view)
+                if precision in c.parameters.get("precisions", (precision,))
+            )
+            found = min(((predict(c, peaks), c.algorithm) for c in allowed), default=(inf, ""))
+            self._seconds[key] = found
+        return found
+
+
+def _interprets(device: Device) -> bool:
+    return device.info.backend == "reference"
+
+
+def _kind(view: NodeView, precision: str) -> str:
+    """All that the candidates of a node depend on."""
+    node = view.node
+    attrs = sorted((k, v) for k, v in node.attrs.items())
+    constant = [k for k, n in enumerate(node.inputs) if n in view.constants]
+    return repr((node.op, attrs, view.inputs, view.outputs, constant, precision))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where each node of a graph runs, with the prediction for the whole."""
+
+    chosen: tuple[Assignment, ...]
+    solution: Solution
+    problem: Problem
+    chunks: tuple[tuple[int, ...], ...]  #: node numbers of each task
+
+
+def place(graph: Graph, machine: Machine, view: View, precision: str, only: int | None = None) -> Placement | None:
+    """The assignment that the cost model likes best (*only*: with that device wherever it can run).
+
+    None where some node runs nowhere.
+    """
+    views = [view(n) for n in graph.nodes]
+    answers = _Answers(machine, views)
+    while True:
+        where = [_possible(machine, answers, k, v, graph, only) for k, v in enumerate(views)]
+        if not all(where):
+            return None
+        pieces = chunks(graph, where)
+        problem = _problem(graph, machine, views, where, pieces, precision)
+        solution = solve(problem)
+        if solution is None:
+            return None
+        if answers.hold(pieces, solution.devices):
+            break
+    chosen: list[Assignment] = [Assignment(HOST, "")] * len(graph.nodes)
+    for task, piece, device in zip(problem.tasks, pieces, solution.devices, strict=True):
+        found = _assignment(machine, graph.nodes[piece[0]], task, device)
+        for k in piece:
+            chosen[k] = found
+    return Placement(tuple(chosen), solution, problem, tuple(map(tuple, pieces)))
+
+
+class _Answers:
+    """What devices say to ``supports``, asked for only where the answer matters; until then yes is assumed.
+
+    Asking can be dear (some devices write a kernel to know), and most devices are never chosen: an assignment that
+    assumes too much is found out when its own nodes are asked for, and the next one knows.
+    """
+
+    def __init__(self, machine: Machine, views: Sequence[NodeView]) -> None:
+        self._machine = machine
+        self._views = views
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def assumed(self, device: int, node: int) -> bool:
+        """What is known or assumed."""
+        if self._machine.peaks[device] is None:
+            return self.asked(device, node)
+        return self._known.get((device, node), True)
+
+    def asked(self, device: int, node: int) -> bool:
+        found = self._known.get((device, node))
+        if found is None:
+            found = self._known[device, node] = bool(self._machine.devices[device].supports(self._views[node]))
+        return found
+
+    def hold(self, pieces: Sequence[Sequence[int]], devices: Sequence[int]) -> bool:
+        """Whether every node can run where it was put; if one cannot, all of its op are asked for on that device."""
+        wrong: set[tuple[int, str]] = set()
+        for piece, device in zip(pieces, devices, strict=True):
+            if device < len(self._machine.devices):
+                wrong |= {(device, self._views[k].node.op) for k in piece if not self.asked(device, k)}
+        for device, op in wrong:
+            for k, view in enumerate(self._views):
+                if view.node.op == op:
+                    self.asked(device, k)
+        return not wrong
+
+
+def _possible(
+    machine: Machine, answers: _Answers, node: int, view: NodeView, graph: Graph, only: int | None
+) -> frozenset[int]:
+    """Devices that can run a node; the number of devices stands for the host and the session itself."""
+    host = frozenset({len(machine.devices)})
+    if get_op(view.node.op).op_class is OpClass.CONTROL:
+        return host
+    able = [k for k in range(len(machine.devices)) if answers.assumed(k, node)]
+    fast = [k for k in able if machine.peaks[k] is not None]
+    if only is not None and only in able and answers.asked(only, node):
+        return frozenset({only})
+    if fast or able:
+        return frozenset(fast or able)
+    hosted = is_host_node(view.node, graph.types) or get_op(view.node.op).op_class is not OpClass.ATOMIC
+    return host if hosted else frozenset()
+
+
+def _assignment(machine: Machine, node: Node, task: Task, device: int) -> Assignment:
+    if device == len(machine.devices):
+        if get_op(node.op).op_class is OpClass.CONTROL:
+            return Assignment(CONTROL, "control flow runs in the session")
+        return Assignment(HOST, "host op: strings, sequences or data-dependent shapes")
+    others = [
+        f"{d.info.backend} {1e6 * s:.3g} µs"
+        for d, s in zip(machine.devices, task.seconds, strict=False)
+        if s < inf and d is not machine.devices[device]
+    ]
+    if not others:
+        return Assignment(device, "the only device that takes it")
+    return Assignment(device, f"predicted {1e6 * task.seconds[device]:.3g} µs here, {', '.join(others)}")
+
+
+# -- chunks --
+
+
+def chunks(graph: Graph, where: Sequence[frozenset[int]]) -> list[list[int]]:
+    """Node numbers of each chunk, chunks in topological order.
+
+    A light node joins the latest chunk that it reads from, where the same devices can run both: all else that it reads
+    comes from earlier chunks, so chunks never wait for each other in a circle.
+    """
+    pieces: list[list[int]] = []
+    home: dict[str, int] = {}
+    for k, node in enumerate(graph.nodes):
+        before = max((home[n] for n in node.inputs if n in home), default=-1)
+        joins = node.op not in HEAVY and before >= 0 and where[pieces[before][0]] == where[k] and len(where[k]) > 0
+        if joins and get_op(node.op).op_class is not OpClass.CONTROL:
+            pieces[before].append(k)
+        else:
+            before = len(pieces)
+            pieces.append([k])
+        for name in node.outputs:
+            if name:
+                home[name] = before
+    return pieces
+
+
+def _problem(
+    graph: Graph,
+    machine: Machine,
+    views: Sequence[NodeView],
+    where: Sequence[frozenset[int]],
+    pieces: Sequence[Sequence[int]],
+    precision: str,
+) -> Problem:
+    home = {name: t for t, piece in enumerate(pieces) for k in piece for name in graph.nodes[k].outputs if name}
+    users: dict[str, set[int]] = {}
+    for t, piece in enumerate(pieces):
+        for k in piece:
+            for name in graph.nodes[k].inputs:
+                if name and name not in graph.constants and home.get(name) != t:
+                    users.setdefault(name, set()).add(t)
+    wanted = set(graph.output_names)
+    crossing = set(users) | wanted
+    count = len(machine.devices)
+    tasks = []
+    for t, piece in enumerate(pieces):
+        local = [views[k] for k in piece]
+        able = where[piece[0]]
+        light = _Light.of(local, crossing, {n for n, h in home.items() if h == t} if len(piece) > 1 else set(), graph)
+        seconds = [
+            _seconds(machine, d, local, light, precision) if d in able and d < count else inf for d in range(count)
+        ]
+        seconds.append(0.0 if count in able else inf)
+        weights = {n: graph.constants[n].nbytes for v in local for n in v.node.inputs if n in graph.constants}
+        scratch = max(moved_bytes(v) for v in local)
+        tasks.append(Task(tuple(seconds), float(sum(weights.values())), scratch))
+    flows = [
+        Flow(home.get(name), tuple(sorted(users.get(name, ()))), _size(graph, name), name in wanted)
+        for name in dict.fromkeys((*graph.input_names, *home))
+        if name in users or (name in wanted and name in home)
+    ]
+    latency, per_byte = machine.copies()
+    spaces = (*range(1, count + 1), 0)
+    return Problem(tuple(tasks), tuple(flows), spaces, latency, per_byte, (*machine.limits, inf))
+
+
+@dataclass(frozen=True, slots=True)
+class _Light:
+    """The nodes of a chunk that no candidate is asked for: work of each, bytes that cross the chunk, launches."""
+
+    plain: tuple[tuple[float, float], ...]  #: (operations, bytes) of those that are not fused
+    flops: float
+    crossing: float
+    alone: bool  #: nothing that the fused nodes could be fused into
+
+    @staticmethod
+    def of(views: Sequence[NodeView], crossing: set[str], inside: set[str], graph: Graph) -> _Light:
+        fused = [v for v in views if v.node.op in FUSED]
+        plain = [v for v in views if v.node.op not in FUSED and v.node.op not in HEAVY]
+        read = {n for v in fused for n in v.node.inputs if n and n not in inside}
+        written = {n for v in fused for n in v.node.outputs if n in crossing}
+        moved = sum(_size(graph, n) for n in read | written)
+        return _Light(
+            tuple((node_flops(v), moved_bytes(v)) for v in plain if not _view_only(v)),
+            sum(node_flops(v) for v in fused),
+            moved,
+            len(fused) == len(views),
+        )
+
+
+def _view_only(view: NodeView) -> bool:
+    """A raster that only renames memory."""
+    from mnnpy.decompose.merge import contiguous_view
+
+    return view.node.op == "Raster" and len(view.node.inputs) == 1 and contiguous_view(view.node) == 0
+
+
+def _seconds(machine: Machine, device: int, views: Sequence[NodeView], light: _Light, precision: str) -> float:
+    """Predicted seconds of a chunk."""
+    peaks = machine.peaks[device]
+    if peaks is None:
+        return sum(moved_bytes(v) for v in views) / INTERPRETED + STEP * len(views)
+    heavy = [machine.heavy(device, v, precision)[0] for v in views if v.node.op in HEAVY]
+    rate = peaks.rates.get("f32", peaks.memory)
+    total = sum(heavy) + sum(max(f / rate, b / peaks.memory) + peaks.launch for f, b in light.plain)
+    return total + max(light.flops / rate, light.crossing / peaks.memory) + peaks.launch * light.alone
+
+
+def _size(graph: Graph, name: str) -> float:
+    t = graph.types.get(name)
+    if not isinstance(t, TensorType) or not t.is_static:
+        return 0.0
+    count = 1.0
+    for n in t.shape or ():
+        count *= int(n)  # type: ignore[arg-type]
+    return count * t.dtype.itemsize

@@ -1,0 +1,208 @@
+"""Ways to run a graph on several devices, and the choice among them: by the cost model, from records, or measured.
+
+A *way* is a decomposition (a device that claims composites gets them whole) with an assignment of its nodes. For every
+device that claims other composites than the ones before there is the best assignment over all devices and the one that
+stays on that device, so plans of a single device are always among the ways.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mnnpy.backends.base import Device
+from mnnpy.decompose.lower import Decomposed, decompose, view_of
+from mnnpy.graph.ir import Graph, Node, TensorType
+from mnnpy.search.measure import measure
+from mnnpy.search.partition import Assignment
+from mnnpy.search.place import Machine, Placement, place
+from mnnpy.search.records import Record, Records
+
+__all__ = ["Way", "decide", "graph_key", "made_up", "measured", "ways"]
+
+#: Ways predicted to take this much longer than the best are not measured.
+SHORTLIST = 3.0
+#: Another way than the best single device must be this much faster: crossings cost what no probe sees.
+GAIN = 1.02
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A lowered graph, where its nodes run, and the predicted seconds of a run."""
+
+    name: str  #: ``cpu`` stays there, ``cpu+`` begins from what cpu claims and goes wherever it is predicted to pay
+    lowered: Decomposed
+    chosen: tuple[Assignment, ...]
+    predicted: float
+    placement: Placement
+
+
+def ways(graph: Graph, machine: Machine, precision: str, optimize: frozenset[str]) -> list[Way]:
+    """All ways, the one predicted to be fastest first."""
+    found: list[Way] = []
+    known: list[tuple[frozenset[str], Decomposed]] = []
+    for k, device in enumerate(machine.devices):
+        if machine.peaks[k] is None:
+            continue
+        claimed, lowered = _decomposed(graph, device, optimize)
+        same = next((d for c, d in known if c == claimed), None)
+        if same is None:
+            known.append((claimed, lowered))
+        for name, only in ((device.info.backend, k), (f"{device.info.backend}+", None)):
+            if only is None and same is not None:
+                continue
+            way = _way(name, lowered if same is None else same, machine, precision, only)
+            if way is not None and not any(_equal(way, w) for w in found):
+                found.append(way)
+    return sorted(found, key=lambda w: w.predicted * (GAIN if w.name.endswith("+") else 1.0))
+
+
+def _decomposed(graph: Graph, device: Device, optimize: frozenset[str]) -> tuple[frozenset[str], Decomposed]:
+    """The graph as the device wants it, and the composites that it keeps."""
+    claimed: set[str] = set()
+
+    def claims(view: Any) -> bool:
+        yes = bool(device.supports(view))
+        if yes:
+            claimed.add(repr((view.node.op, view.inputs, view.outputs)))
+        return yes
+
+    lowered = decompose(graph, claims, device.info.backend, optimize=optimize)
+    return frozenset(claimed), lowered
+
+
+def _way(name: str, lowered: Decomposed, machine: Machine, precision: str, only: int | None) -> Way | None:
+    graph = lowered.graph
+
+    def view(node: Node) -> Any:
+        return view_of(node, graph.types, graph.constants)
+
+    placement = place(graph, machine, view, precision, only)
+    if placement is None:
+        return None
+    return Way(name, lowered, placement.chosen, placement.solution.seconds, placement)
+
+
+def _equal(one: Way, other: Way) -> bool:
+    """Whether two ways are the same under two names."""
+    mine, theirs = one.lowered.graph, other.lowered.graph
+    same = [a.device for a in one.chosen] == [a.device for a in other.chosen]
+    return same and (mine is theirs or [n.op for n in mine.nodes] == [n.op for n in theirs.nodes])
+
+
+def graph_key(graph: Graph, machine: Machine, precision: str, threads: int) -> str:
+    """All that the time of a plan depends on: structure and types of the graph, devices, precision, threads."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in graph.inputs:
+        digest.update(repr(value).encode())
+    for node in graph.nodes:
+        types = [str(graph.types.get(n)) for n in (*node.inputs, *node.outputs)]
+        digest.update(repr((node.op, sorted(node.attrs.items(), key=lambda a: a[0]), types)).encode())
+    devices = [d.info.backend for d in machine.devices]
+    return json.dumps(["plan", digest.hexdigest(), devices, precision, threads], separators=(",", ":"))
+
+
+def decide(found: Sequence[Way], record: Record | None) -> tuple[Way, str]:
+    """The way of the record where there is one, else the one predicted to be fastest; and why."""
+    if record is not None:
+        way = next((w for w in found if w.name == record.decision), None)
+        if way is not None:
+            return way, record.reason
+    return found[0], "cost model"
+
+
+def measured(
+    found: Sequence[Way],
+    key: str,
+    records: Records,
+    prepare: Callable[[Way], Callable[[], list[Any]]],
+    budget: float,
+    clock: Callable[[], float],
+) -> tuple[Way, Record]:
+    """Run the ways that may be fastest in turns; remember all samples and the decision.
+
+    *prepare* compiles a way and returns a run. A way whose outputs differ from those of most others is banned: it is
+    reported in the record and never chosen. The last way standing wins without a measurement.
+    """
+    until = clock() + budget
+    shortlist = [w for w in found if w.predicted <= SHORTLIST * found[0].predicted]
+    runs: dict[str, Callable[[], float]] = {}
+    outputs: dict[str, list[Any]] = {}
+    for way in shortlist:
+        if runs and clock() > until:
+            break
+        run = prepare(way)
+        outputs[way.name] = run()
+        runs[way.name] = _timed(run, clock)
+    banned = wrong(outputs)
+    alive = {n: r for n, r in runs.items() if n not in banned}
+    if len(alive) == 1:
+        (only,) = alive
+        samples: dict[str, list[float]] = {only: [alive[only]()]}
+    else:
+        _, samples = measure(alive, max(0.0, until - clock()))
+    best = min(samples, key=lambda n: min(samples[n]) * (GAIN if n.endswith("+") else 1.0))
+    reason = "fastest measured" if len(samples) > 1 else "cost model"
+    if banned:
+        reason += f"; banned for wrong results: {', '.join(sorted(banned))}"
+    record = Record(key, records.fingerprint, samples, best, reason, {w.name: w.predicted for w in found})
+    records.add(record)
+    return next(w for w in found if w.name == best), record
+
+
+def _timed(run: Callable[[], list[Any]], clock: Callable[[], float]) -> Callable[[], float]:
+    def once() -> float:
+        begin = clock()
+        run()
+        return clock() - begin
+
+    return once
+
+
+def wrong(outputs: Mapping[str, Sequence[Any]], tolerance: float = 1e-2) -> set[str]:
+    """Names whose arrays differ from the majority's (of two that differ, the later one) by more than rounding."""
+    names = list(outputs)
+    agreeing = {n: [m for m in names if _agree(outputs[n], outputs[m], tolerance)] for n in names}
+    if not names:
+        return set()
+    right = max(names, key=lambda n: (len(agreeing[n]), -names.index(n)))
+    return set(names) - set(agreeing[right])
+
+
+def _agree(one: Sequence[Any], other: Sequence[Any], tolerance: float) -> bool:
+    for a, b in zip(one, other, strict=True):
+        if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+            continue
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if a.dtype.kind != "f":
+            continue  # an index may differ where two values are equal but for rounding
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        if (np.isnan(x) != np.isnan(y)).any():
+            return False
+        finite = np.isfinite(x) & np.isfinite(y)
+        scale = max(float(np.abs(x[finite]).max(initial=0)), 1e-30)
+        if float(np.abs(x[finite] - y[finite]).max(initial=0)) > tolerance * scale:
+            return False
+    return True
+
+
+def made_up(graph: Graph) -> list[Any] | None:
+    """Feeds of the right types to measure with; None where a type is open."""
+    noise = np.sin(np.arange(4096, dtype=np.float32))
+    feeds: list[Any] = []
+    for value in graph.inputs:
+        t = value.type
+        if not isinstance(t, TensorType) or not t.is_static or t.dtype.value in ("string", "c64", "c128"):
+            return None
+        shape = tuple(int(n) for n in t.shape or ())  # type: ignore[arg-type]
+        if t.dtype.numpy.kind == "f":
+            feeds.append(np.resize(noise, shape).astype(t.dtype.numpy))
+        else:
+            feeds.append(np.zeros(shape, t.dtype.numpy))
+    return feeds
