@@ -201,7 +201,8 @@ class PlanCache:
         chosen = {n: getattr(options, n) for n in field_names(options) if n not in _FREE}
         chosen["optimize"] = sorted(options.optimize)
         chosen["algorithms"] = sorted(options.algorithms.items())
-        described = json.dumps([FORMAT, fingerprint, options.thread_count, limit, chosen, _measured(devices[0], options)])
+        known = _measured(devices[0], options)
+        described = json.dumps([FORMAT, fingerprint, options.thread_count, limit, chosen, known])
         return cls(found, devices[0], digest(found.identity, _code(), described))
 
     # -- the model --
