@@ -17,10 +17,9 @@ from mnnpy.backends.base import Device, NodeView, Program, Segment
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Value
 from mnnpy.search.cost import Peaks
-from mnnpy.search.records import Record, Records
-from mnnpy.store import cache_folder
+from mnnpy.search.records import Record, Records, peak_records
 
-__all__ = ["calibrate", "device_fingerprint", "device_records"]
+__all__ = ["calibrate", "device_fingerprint"]
 
 KEY = "peaks"
 BUDGET = 2.0  #: seconds for all probes of a device
@@ -40,19 +39,13 @@ def device_fingerprint(device: Device) -> str:
     return f"{device.info.backend}; {device.info.name}; {facts}; mnnpy {mnnpy.__version__}"
 
 
-def device_records(device: Device) -> Records:
-    """The records of a device."""
-    found: Records | None = getattr(device, "records", None)
-    return found or Records(device_fingerprint(device), cache_folder() / f"{device.info.backend}.jsonl")
-
-
-def calibrate(device: Device, records: Records | None = None) -> Peaks:
-    """The peaks of *device*: its own, from *records*, or measured now."""
+def calibrate(device: Device) -> Peaks:
+    """The peaks of *device*: its own, from the records, or measured now."""
     own = getattr(device, "peaks", None)
     if own is not None:
         declared: Peaks = own()
         return declared
-    records = records if records is not None else device_records(device)
+    records = peak_records(device_fingerprint(device))
     record = records.get(KEY)
     if record is None:
         record = Record(KEY, records.fingerprint, measure_probes(device), "", "calibration")

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mnnpy.classes import dataclass, field, field_names
+from mnnpy.store import cache_folder
 
-__all__ = ["SCHEMA", "Record", "Records"]
+__all__ = ["SCHEMA", "Record", "Records", "peak_records"]
 
 SCHEMA = 1
 
@@ -35,6 +36,11 @@ class Record:
     decision: str
     reason: str
     predicted: Mapping[str, float] = field(default_factory=dict)
+
+
+def peak_records(fingerprint: str) -> Records:
+    """What devices were measured to reach; kept apart from decisions, which plans rest on."""
+    return Records(fingerprint, cache_folder() / "peaks.jsonl")
 
 
 class Records:

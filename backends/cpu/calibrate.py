@@ -15,7 +15,7 @@ import numpy as np
 from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.algorithms import TABLE
 from mnnpy.search.cost import Peaks
-from mnnpy.search.records import Record, Records
+from mnnpy.search.records import Record, peak_records
 
 __all__ = ["peaks"]
 
@@ -28,8 +28,9 @@ _known: dict[tuple[str, str], Peaks] = {}
 _lock = threading.Lock()
 
 
-def peaks(records: Records, threads: int, isa: str) -> Peaks:
-    """The peaks of programs for *isa* with *threads* threads: from memory, from *records*, or measured now."""
+def peaks(fingerprint: str, threads: int, isa: str) -> Peaks:
+    """The peaks of programs for *isa* with *threads* threads: from memory, from the records, or measured now."""
+    records = peak_records(fingerprint)
     key = f"peaks; {isa}; {threads} threads"
     with _lock:
         found = _known.get((records.fingerprint, key))

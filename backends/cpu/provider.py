@@ -159,7 +159,7 @@ class CpuDevice:
         """What the kernels reach with this device's threads."""
         from mnnpy.backends.cpu.calibrate import peaks
 
-        return peaks(self.records, self._threads, self.isa)
+        return peaks(self.records.fingerprint, self._threads, self.isa)
 
     def compile(self, segment: Segment) -> Program:
         """Run the passes that are switched on and build the native program."""

@@ -149,7 +149,7 @@ class Selector:
     peaks: Peaks = field(init=False)
 
     def __post_init__(self) -> None:
-        self.peaks = peaks(self.records, self.threads, self.isa)
+        self.peaks = peaks(self.records.fingerprint, self.threads, self.isa)
 
     def run(self, views: list[NodeView]) -> dict[str, Choice]:
         """A choice for each node, by its first output."""
