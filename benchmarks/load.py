@@ -2,9 +2,9 @@
 
 Every measurement is a process of its own that has imported numpy only, with compiled modules cached as they are for
 installed packages; the engines take turns, numbers are medians. *import* the engine, *create* a session, *first*
-inference, *total* all three, *peak* the largest resident set. ``mnnpy`` finds the records of earlier tuning, ``mnnpy
-cold`` none (a first session on a machine measures its candidates then). The last rows are geometric means over the
-models of the ratios to onnxruntime. ``--json FILE`` keeps every measurement.
+inference, *total* all three, *peak* the largest resident set. ``mnnpy`` finds the plan of an earlier session and its
+tuning records, ``mnnpy cold`` an empty cache (the first session on a machine, which plans and measures its candidates).
+The last rows are geometric means over the models of the ratios to onnxruntime. ``--json FILE`` keeps every measurement.
 """
 
 from __future__ import annotations

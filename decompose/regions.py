@@ -179,7 +179,7 @@ def from_flat(values: Sequence[int], origin: int = 0) -> Region:
 # -- reading one region through another ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Digit:
     """One digit of a middle address and the producer's box in it: ``[low, low + size)`` moves *source* a step."""
 
@@ -190,7 +190,7 @@ class _Digit:
     source: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Piece:
     """A part of the consumer region: axes are (size, middle stride ≥ 0, destination stride)."""
 
@@ -244,7 +244,10 @@ def _numerals(address: int, digits: Sequence[_Digit]) -> list[int]:
 
 def _digit_of(stride: int, digits: Sequence[_Digit]) -> int:
     """The coarsest digit that a step of *stride* changes by a whole number."""
-    return next(j for j, d in enumerate(digits) if stride % d.stride == 0)
+    for j, d in enumerate(digits):
+        if stride % d.stride == 0:
+            return j
+    raise AssertionError("the last digit has stride 1")
 
 
 def _aligned(piece: _Piece, digits: Sequence[_Digit], budget: int) -> Iterator[_Piece]:
@@ -311,9 +314,17 @@ def _clip(piece: _Piece, digits: Sequence[_Digit], budget: int) -> Iterator[_Pie
         if len(work) + done > budget:
             raise _TooComplexError
         current: _Piece | None = work.pop()
+        numerals: list[int] | None = None
+        homes: list[int] = []
         for j, digit in enumerate(digits):
             assert current is not None
-            cut = _clip_digit(current, digits, j, digit)
+            if numerals is None:
+                numerals = _numerals(current.middle, digits)
+                homes = [_digit_of(s, digits) if s and n > 1 else -1 for n, s, _ in current.axes]
+            cut = _clip_digit(current, numerals[j], [k for k, home in enumerate(homes) if home == j], digit)
+            if cut is current:
+                continue
+            numerals = None
             if isinstance(cut, list):
                 work.extend(cut)
                 current = None
@@ -326,9 +337,8 @@ def _clip(piece: _Piece, digits: Sequence[_Digit], budget: int) -> Iterator[_Pie
             yield current
 
 
-def _clip_digit(piece: _Piece, digits: Sequence[_Digit], j: int, digit: _Digit) -> _Piece | list[_Piece] | None:
-    value = _numerals(piece.middle, digits)[j]
-    axes = [k for k, (n, s, _) in enumerate(piece.axes) if s and n > 1 and _digit_of(s, digits) == j]
+def _clip_digit(piece: _Piece, value: int, axes: Sequence[int], digit: _Digit) -> _Piece | list[_Piece] | None:
+    """*piece* within the bounds of *digit*, which has *value* at its start and is moved by *axes*."""
     steps = {k: piece.axes[k][1] // digit.stride for k in axes}
     low, high = digit.low - value, digit.low + digit.size - 1 - value  # bounds of the axes' contribution
     reach = sum(steps[k] * (piece.axes[k][0] - 1) for k in axes)

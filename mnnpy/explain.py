@@ -31,7 +31,8 @@ class Explanation:
     """One row per step of every plan: plan, backend, op, node, algorithm, shape, reason, fallback.
 
     Where an algorithm was chosen, *why* says how: ``fastest measured``, ``cost model``, ``only candidate``, ``forced``
-    or ``precision=high``; *predicted_us* and, where it was measured, *measured_us* in microseconds. Else all are empty.
+    or ``precision=high``; *predicted_us* and, where it was measured, *measured_us* in microseconds (empty for a
+    single candidate, where that took no look at the cost model). Else all are empty.
     """
 
     rows: tuple[dict[str, Any], ...]

@@ -45,6 +45,7 @@ SETTLED = 2.0
 INLINE = 4 << 20
 #: Numbers from which on a list is kept as an array: it is read ten times as fast as text.
 LONG = 16
+_PLAIN = {int, float, str, bool, type(None)}
 #: Options that say nothing about a plan.
 _FREE = frozenset({"cache", "max_plans", "memory_limit", "threads"})
 #: Folders of the package whose modules decide what a plan looks like.
@@ -359,11 +360,12 @@ class _Encoder:
         if value is None or isinstance(value, (str, int, float)):
             return value
         if isinstance(value, (tuple, list)):
-            if len(value) >= LONG and type(value[0]) in (int, float) and len({type(v) for v in value}) == 1:
+            kinds = set(map(type, value))
+            if len(value) >= LONG and kinds in ({int}, {float}):
                 with suppress(OverflowError):
                     kind = np.float64 if type(value[0]) is float else np.int64
                     return {"@": ["list", self._array(np.array(value, kind))]}
-            return [self.plain(v) for v in value]
+            return value if kinds <= _PLAIN else [self.plain(v) for v in value]
         if isinstance(value, dict):
             return {k: self.plain(v) for k, v in value.items()}
         if isinstance(value, np.ndarray):

@@ -17,7 +17,7 @@ from mnnpy.backends.cpu.algorithms import TABLE
 from mnnpy.search.cost import Peaks
 from mnnpy.search.records import Record, peak_records
 
-__all__ = ["peaks"]
+__all__ = ["calibrated", "peaks"]
 
 SIDE = 384  #: of the products
 LARGE = 6 << 20  #: floats that fit no cache
@@ -31,7 +31,7 @@ _lock = threading.Lock()
 def peaks(fingerprint: str, threads: int, isa: str) -> Peaks:
     """The peaks of programs for *isa* with *threads* threads: from memory, from the records, or measured now."""
     records = peak_records(fingerprint)
-    key = f"peaks; {isa}; {threads} threads"
+    key = _key(threads, isa)
     with _lock:
         found = _known.get((records.fingerprint, key))
         if found is None:
@@ -41,6 +41,16 @@ def peaks(fingerprint: str, threads: int, isa: str) -> Peaks:
                 records.add(record)
             found = _known[records.fingerprint, key] = _peaks(record, threads)
     return found
+
+
+def calibrated(fingerprint: str, threads: int, isa: str) -> bool:
+    """Whether ``peaks`` would measure nothing."""
+    key = _key(threads, isa)
+    return (fingerprint, key) in _known or peak_records(fingerprint).get(key) is not None
+
+
+def _key(threads: int, isa: str) -> str:
+    return f"peaks; {isa}; {threads} threads"
 
 
 def _peaks(record: Record, threads: int) -> Peaks:
@@ -61,9 +71,9 @@ def _measure(threads: int, isa: str) -> dict[str, list[float]]:
     for rate in dict.fromkeys(a.rate for entries in TABLE.values() for a in entries):
         program = _product(rate, threads, isa)
         if program is not None:
-            samples[rate] = _times(*program, 6)
+            samples[rate] = _times(*program, 4)
     for name, size in (("memory", LARGE), ("cache", SMALL * threads), (LAUNCH, 1)):
-        samples[name] = _times(*_copy(size, threads, isa), 3 if name == "memory" else 12)
+        samples[name] = _times(*_copy(size, threads, isa), 2 if name == "memory" else 12)
     return samples
 
 

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from math import inf
+from math import inf, isnan, nan
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ import numpy as np
 from mnnpy.backends.base import NodeView
 from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.algorithms import TABLE, selectable
-from mnnpy.backends.cpu.calibrate import peaks
+from mnnpy.backends.cpu.calibrate import calibrated, peaks
 from mnnpy.backends.cpu.machine import fingerprint
-from mnnpy.classes import dataclass, field
+from mnnpy.classes import dataclass
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.cost import Peaks, predict
 from mnnpy.search.measure import measure
@@ -50,7 +50,7 @@ class Choice:
 
     algorithm: str
     reason: str
-    predicted: float
+    predicted: float | None  #: None where there was nothing to compare with
     measured: float | None = None
     candidates: tuple[str, ...] = ()
     final: bool = True  #: False where time ran out: another session will measure
@@ -146,10 +146,22 @@ class Selector:
     records: Records
     isa: str
     known: bool = True
-    peaks: Peaks = field(init=False)
+    _peaks: Peaks | None = None
+    _calibrated: bool | None = None
 
-    def __post_init__(self) -> None:
-        self.peaks = peaks(self.records.fingerprint, self.threads, self.isa)
+    @property
+    def peaks(self) -> Peaks:
+        """What this machine reaches; measured now if it never was, so only where there is a choice to make."""
+        if self._peaks is None:
+            self._peaks = peaks(self.records.fingerprint, self.threads, self.isa)
+        return self._peaks
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether that would measure nothing."""
+        if self._calibrated is None:
+            self._calibrated = calibrated(self.records.fingerprint, self.threads, self.isa)
+        return self._calibrated or self._peaks is not None
 
     def run(self, views: list[NodeView]) -> dict[str, Choice]:
         """A choice for each node, by its first output."""
@@ -171,13 +183,16 @@ class Selector:
         return {view.node.outputs[0]: choices[key] for key, group in same.items() for view in group}
 
     def rank(self, view: NodeView) -> dict[str, float]:
-        """Predicted seconds of all candidates, the preferred one first; ``direct`` is always among them."""
-        times: dict[str, float] = {}
-        for entry in TABLE[view.node.op]:
-            if self.precision in entry.precisions and entry.applies(view):
-                seconds = predict(entry.candidate(view), self.peaks)
-                if seconds < inf and (entry.name == "direct" or accepted(view, entry.name, self.isa)):
-                    times[entry.name] = seconds
+        """Predicted seconds of all candidates, the preferred one first; ``direct`` is always among them.
+
+        NaN for a single candidate on a machine whose peaks nobody needed to measure so far.
+        """
+        entries = [e for e in TABLE[view.node.op] if self.precision in e.precisions and e.applies(view)]
+        entries = [e for e in entries if e.name == "direct" or accepted(view, e.name, self.isa)]
+        if len(entries) == 1 and not self.calibrated:
+            return {entries[0].name: nan}
+        times = {e.name: predict(e.candidate(view), self.peaks) for e in entries}
+        times = {name: seconds for name, seconds in times.items() if seconds < inf}
         best = fastest(times)
         return dict(sorted(times.items(), key=lambda item: (item[0] != best, item[1])))
 
@@ -187,11 +202,11 @@ class Selector:
         best = names[0]
         wanted = self.forced.get(view.node.op)
         if wanted is not None and (wanted in ranked or self._takes(view, wanted)):
-            return Choice(wanted, "forced", ranked.get(wanted, 0.0), None, names)
+            return Choice(wanted, "forced", _known(ranked.get(wanted, 0.0)), None, names)
         if self.precision == "high":
-            return Choice(best, "precision=high", ranked[best], None, names)
+            return Choice(best, "precision=high", _known(ranked[best]), None, names)
         if len(names) == 1:
-            return Choice(best, "only candidate", ranked[best], None, names)
+            return Choice(best, "only candidate", _known(ranked[best]), None, names)
         close = {n: s for n, s in ranked.items() if s <= SHORTLIST * ranked[best]}
         if len(close) == 1 or ranked[best] < MATTERS:
             return Choice(best, "cost model", ranked[best], None, names)
@@ -222,6 +237,10 @@ class Selector:
         reason = "fastest measured"
         self.records.add(Record(key, self.records.fingerprint, samples, best, reason))
         return Choice(best, reason, ranked[best], min(samples[best]), names)
+
+
+def _known(seconds: float) -> float | None:
+    return None if isnan(seconds) else seconds
 
 
 def fastest(seconds: Mapping[str, float]) -> str:

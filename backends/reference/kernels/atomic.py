@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import secrets
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -460,7 +460,7 @@ def random(
     first of which gives the radius as ``sqrt(−2·ln(((w >> 8) + 1) · 2^-24))``.
     """
     count = prod(shape)
-    words = philox(count + count % 2, secrets.randbits(64) if seed is None else seed)
+    words = philox(count + count % 2, int.from_bytes(os.urandom(8), "little") if seed is None else seed)
     unit = (words >> np.uint32(8)).astype(np.float64) * 2.0**-24
     if fn == "Uniform":
         value = narrow(a + (b - a) * unit[:count], dtype.numpy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mnnpy.errors import ShapeError
@@ -66,6 +65,8 @@ def _to_float8(x: Array, to: DType, saturate: bool) -> Array:
     out = plain.astype(to.numpy)
     if not saturate:
         return out
+    import ml_dtypes  # longer to import than a small model to plan
+
     limit = ml_dtypes.finfo(to.numpy).max  # type: ignore[no-untyped-call]
     wrong = ~np.isfinite(out.astype(np.float32)) & ~np.isnan(plain)
     bounded = np.where(plain > 0, np.float32(limit), -np.float32(limit)).astype(to.numpy)

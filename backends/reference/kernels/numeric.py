@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mnnpy.graph.dtypes import DType
@@ -63,10 +62,17 @@ def extreme(dtype: Any, *, largest: bool) -> Any:
         with np.errstate(all="ignore"):
             value = np.asarray(np.inf if largest else -np.inf).astype(np_dtype)
         if not np.isinf(value.astype(np.float32)):
+            import ml_dtypes  # longer to import than a small model to plan
+
             info: Any = ml_dtypes.finfo(np_dtype)  # type: ignore[no-untyped-call]
             return info.max if largest else info.min
         return value[()]
-    info = ml_dtypes.iinfo(np_dtype)  # type: ignore[no-untyped-call]
+    if np_dtype.isbuiltin == 1:
+        info = np.iinfo(np_dtype)
+    else:
+        import ml_dtypes
+
+        info = ml_dtypes.iinfo(np_dtype)  # type: ignore[no-untyped-call]
     return np_dtype.type(info.max if largest else info.min)
 
 
