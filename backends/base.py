@@ -7,10 +7,13 @@ different questions. Importing a provider must import no driver library.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mnnpy.classes import dataclass, field
 from mnnpy.graph.ir import Array, Graph, Node, TensorType
+
+if TYPE_CHECKING:
+    from mnnpy.search.observe import Observer
 
 __all__ = [
     "API_VERSION",
@@ -88,6 +91,7 @@ class Segment:
     optimize: frozenset[str] = frozenset()  #: names of the device's own optimisations that are switched on
     algorithms: Mapping[str, str] = field(default_factory=dict)  #: op → algorithm to take wherever it fits
     recipe: bool = False  #: whether the program shall carry its ``recipe``
+    observer: Observer | None = None  #: hears what is measured on the way
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # a plan that is kept on disk needs none of them
 
 if TYPE_CHECKING:
     from mnnpy.search.chooser import Chooser
-    from mnnpy.search.planner import Way
+    from mnnpy.search.observe import Observer
+    from mnnpy.search.planner import Decision, Way
 
 __all__ = ["Context", "Executable", "Plan", "Step"]
 
@@ -54,6 +55,7 @@ class Context:
     options: Options
     memory_limit: int
     chooser: Chooser | None = None  #: where several devices compete
+    observer: Observer | None = None  #: hears what is measured
 
     @cached_property
     def host(self) -> Device:
@@ -95,6 +97,7 @@ class Plan:
     outputs: tuple[str, ...]
     direct: Program | None  #: set where the plan is exactly one program over all inputs in order
     borrowed: tuple[int, ...] = ()  #: outputs that are an input, a constant or another output: copied on the way out
+    decision: Decision | None = None  #: where several devices competed
 
     def run(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on feeds in input order; results in output order."""
@@ -452,8 +455,10 @@ class Executable:
                 built[way.name] = self._assembled(spec, way.lowered, way.chosen)
             return built[way.name]
 
-        way = chooser.choose(graph, found, prepare, feeds if spec.late is None else None)
-        return prepare(way)
+        way, decision = chooser.choose(graph, found, prepare, feeds if spec.late is None else None)
+        plan = prepare(way)
+        plan.decision = decision
+        return plan
 
     def _assembled(self, spec: Specialized, lowered: Decomposed, chosen: Sequence[Assignment] | None) -> Plan:
         """Compile the parts."""
@@ -519,6 +524,7 @@ class Executable:
             optimize=options.optimize,
             algorithms=options.algorithms,
             recipe=self._cache is not None,
+            observer=self.context.observer,
         )
         return Step(device.info.backend, inputs, outputs, part.graph, device.compile(segment), None, {}, reasons)
 

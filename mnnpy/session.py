@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mnnpy.binding import Binding
     from mnnpy.explain import Explanation
     from mnnpy.search.chooser import Chooser
+    from mnnpy.search.observe import Observer
 
 __all__ = ["NodeArg", "Session", "load_graph"]
 
@@ -69,6 +70,7 @@ class Session:
     backends: ``"auto"``, a backend name, or a list of names in order of preference. An opened device may stand for a
         name: sessions that share it share what it keeps, such as compiled kernels.
     options / keywords: see ``mnnpy.Options``.
+    observer: called with a ``search.observe.Event`` for all that is measured while planning.
 
     Many threads may call ``run`` on one Session. Raises ModelError, UnsupportedOpError, BackendUnavailableError.
     """
@@ -78,10 +80,12 @@ class Session:
         model: str | os.PathLike[str] | bytes | Graph | Any,
         backends: str | Device | Sequence[str | Device] = "auto",
         options: Options | None = None,
+        *,
+        observer: Observer | None = None,
         **keywords: Any,
     ) -> None:
         self.options = Options.make(options, **keywords)
-        self._context = context = _context(backends, self.options)
+        self._context = context = _context(backends, self.options, observer)
         cache = PlanCache.of(model, context.devices, self.options, context.memory_limit)
         graph = None
         if cache is None or cache.interface is None:
@@ -272,7 +276,9 @@ def load_graph(model: Any) -> Graph:
     return from_onnx(model)
 
 
-def _context(backends: str | Device | Sequence[str | Device], options: Options) -> Context:
+def _context(
+    backends: str | Device | Sequence[str | Device], options: Options, observer: Observer | None
+) -> Context:
     from mnnpy.backends.registry import open_device
 
     names: list[str | Device] = []
@@ -288,16 +294,17 @@ def _context(backends: str | Device | Sequence[str | Device], options: Options) 
     devices = tuple(open_device(n, **wanted) if isinstance(n, str) else n for n in names)
     if options.algorithms:
         _check_algorithms(devices, options)
-    return Context(devices, options, options.memory_limit or _physical_memory(), _chooser(devices, options))
+    chooser = _chooser(devices, options, observer)
+    return Context(devices, options, options.memory_limit or _physical_memory(), chooser, observer)
 
 
-def _chooser(devices: Sequence[Device], options: Options) -> Chooser | None:
+def _chooser(devices: Sequence[Device], options: Options, observer: Observer | None) -> Chooser | None:
     """What chooses among several devices; the interpreter only ever takes what nobody else does."""
     if options.placement == "order" or sum(d.info.backend != "reference" for d in devices) < 2:
         return None
     from mnnpy.search.chooser import Chooser
 
-    return Chooser(devices, options)
+    return Chooser(devices, options, observer)
 
 
 def _check_algorithms(devices: Sequence[Device], options: Options) -> None:

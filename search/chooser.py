@@ -10,8 +10,9 @@ from mnnpy.backends.base import Device
 from mnnpy.graph.ir import Graph
 from mnnpy.options import Options
 from mnnpy.search.calibrate import device_fingerprint
+from mnnpy.search.observe import Observer, Task, teller
 from mnnpy.search.place import Machine
-from mnnpy.search.planner import Way, decide, graph_key, made_up, measured, ways
+from mnnpy.search.planner import Decision, Way, decide, graph_key, made_up, measured, ways
 from mnnpy.search.records import Records
 from mnnpy.store import cache_folder
 
@@ -27,7 +28,8 @@ class Runnable(Protocol):
 class Chooser:
     """The choice among devices for one session; decisions are kept in ``plans.jsonl``."""
 
-    def __init__(self, devices: Sequence[Device], options: Options) -> None:
+    def __init__(self, devices: Sequence[Device], options: Options, observer: Observer | None = None) -> None:
+        self.observer = observer
         self.machine = Machine(devices)
         self.options = options
         fingerprint = " | ".join(device_fingerprint(d) for d in devices)
@@ -39,11 +41,12 @@ class Chooser:
 
     def choose(
         self, graph: Graph, found: Sequence[Way], prepare: Callable[[Way], Runnable], feeds: Sequence[Any] | None
-    ) -> Way:
-        """The way to take: recorded, measured on *feeds* where that is asked for, or predicted."""
+    ) -> tuple[Way, Decision]:
+        """The way to take and why: recorded, measured on *feeds* where that is asked for, or predicted."""
         options = self.options
         key = graph_key(graph, self.machine, options.precision, options.thread_count)
         record = self.records.get(key) if options.tune != "off" else None
+        tell = teller(self.observer, Task(key, f"graph {graph.name}", "", {w.name: w.predicted for w in found}))
         if record is None and options.seconds > 0 and len(found) > 1:
             inputs = feeds if feeds is not None else made_up(graph)
             if inputs is not None:
@@ -53,5 +56,8 @@ class Chooser:
                     plan = prepare(way)
                     return lambda: plan.run(given)
 
-                return measured(found, key, self.records, run, options.seconds, time.perf_counter)[0]
-        return decide(found, record)[0]
+                clock = time.perf_counter
+                record = measured(found, key, self.records, run, options.seconds, clock, tell)[1]
+        elif record is not None:
+            tell("recalled", record.decision, min(record.samples[record.decision]), record)
+        return decide(found, record)

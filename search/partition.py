@@ -10,7 +10,9 @@ from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.errors import UnsupportedOpError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value
 
-__all__ = ["CONTROL", "DECLINED", "FALLBACK", "HOST", "INTERPRETED", "Assignment", "Part", "assign", "form_parts"]
+__all__ = [
+    "CONTROL", "DECLINED", "FALLBACK", "HOST", "INTERPRETED", "STAYS", "Assignment", "Part", "assign", "form_parts",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Assignment:
 FALLBACK = "fallback was asked for"
 DECLINED = "host op: no decomposition for these operands and attributes"
 INTERPRETED = "interpreting was measured to be faster than planning"
+#: Reason of nodes of a plan that stays on one device; what the other plans take is known to whoever chose it.
+STAYS = "the whole plan stays there"
 
 HOST = -1
 CONTROL = -2

@@ -8,7 +8,7 @@ what its neighbours do: choosing within devices first and among devices then is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -19,9 +19,9 @@ from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.assign import Flow, Problem, Solution, Task, solve
 from mnnpy.search.calibrate import calibrate
 from mnnpy.search.cost import predict
-from mnnpy.search.partition import CONTROL, HOST, Assignment, is_host_node
+from mnnpy.search.partition import CONTROL, HOST, STAYS, Assignment, is_host_node
 
-__all__ = ["Machine", "Placement", "chunks", "place"]
+__all__ = ["Estimate", "Machine", "Placement", "chunks", "estimate", "place"]
 
 #: Ops that begin a chunk of their own; candidates are asked for these only.
 HEAVY = frozenset({"MatMul", "Convolution", "LSTM", "GRU", "RNN"})
@@ -111,10 +111,34 @@ def place(graph: Graph, machine: Machine, view: View, precision: str, only: int 
             break
     chosen: list[Assignment] = [Assignment(HOST, "")] * len(graph.nodes)
     for task, piece, device in zip(problem.tasks, pieces, solution.devices, strict=True):
-        found = _assignment(machine, graph.nodes[piece[0]], task, device)
+        found = Assignment(only, STAYS) if device == only else _assignment(machine, graph.nodes[piece[0]], task, device)
         for k in piece:
             chosen[k] = found
     return Placement(tuple(chosen), solution, problem, tuple(map(tuple, pieces)))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A chunk of a graph, and the predicted seconds of it on each device that takes all of its nodes."""
+
+    nodes: tuple[int, ...]
+    seconds: Mapping[int, float]
+
+
+def estimate(graph: Graph, machine: Machine, view: View, precision: str) -> list[Estimate]:
+    """What the cost model says of every chunk of *graph* on every device, for whoever wants to know."""
+    views = [view(n) for n in graph.nodes]
+    pieces = chunks(graph, [frozenset({0})] * len(views))
+    _, users = _traffic(graph, pieces)
+    found = []
+    for piece, light in zip(pieces, _lights(graph, views, pieces, users), strict=True):
+        local = [views[k] for k in piece]
+        able = [
+            d for d, p in enumerate(machine.peaks) if p is not None and all(map(machine.devices[d].supports, local))
+        ]
+        times = {d: _seconds(machine, d, local, light, precision) for d in able}
+        found.append(Estimate(tuple(piece), {d: s for d, s in times.items() if s < inf}))
+    return found
 
 
 class _Answers:
@@ -219,21 +243,13 @@ def _problem(
     pieces: Sequence[Sequence[int]],
     precision: str,
 ) -> Problem:
-    home = {name: t for t, piece in enumerate(pieces) for k in piece for name in graph.nodes[k].outputs if name}
-    users: dict[str, set[int]] = {}
-    for t, piece in enumerate(pieces):
-        for k in piece:
-            for name in graph.nodes[k].inputs:
-                if name and name not in graph.constants and home.get(name) != t:
-                    users.setdefault(name, set()).add(t)
+    home, users = _traffic(graph, pieces)
     wanted = set(graph.output_names)
-    crossing = set(users) | wanted
     count = len(machine.devices)
     tasks = []
-    for t, piece in enumerate(pieces):
+    for piece, light in zip(pieces, _lights(graph, views, pieces, users), strict=True):
         local = [views[k] for k in piece]
         able = where[piece[0]]
-        light = _Light.of(local, crossing, {n for n, h in home.items() if h == t} if len(piece) > 1 else set(), graph)
         seconds = [
             _seconds(machine, d, local, light, precision) if d in able and d < count else inf for d in range(count)
         ]
@@ -249,6 +265,28 @@ def _problem(
     latency, per_byte = machine.copies()
     spaces = (*range(1, count + 1), 0)
     return Problem(tuple(tasks), tuple(flows), spaces, latency, per_byte, (*machine.limits, inf))
+
+
+def _traffic(graph: Graph, pieces: Sequence[Sequence[int]]) -> tuple[dict[str, int], dict[str, set[int]]]:
+    """The chunk that makes each value, and the other chunks that read it."""
+    home = {name: t for t, piece in enumerate(pieces) for k in piece for name in graph.nodes[k].outputs if name}
+    users: dict[str, set[int]] = {}
+    for t, piece in enumerate(pieces):
+        for k in piece:
+            for name in graph.nodes[k].inputs:
+                if name and name not in graph.constants and home.get(name) != t:
+                    users.setdefault(name, set()).add(t)
+    return home, users
+
+
+def _lights(
+    graph: Graph, views: Sequence[NodeView], pieces: Sequence[Sequence[int]], users: Mapping[str, set[int]]
+) -> Iterator[_Light]:
+    """The light nodes of each chunk."""
+    crossing = {*users, *graph.output_names}
+    for piece in pieces:
+        inside = {n for k in piece for n in graph.nodes[k].outputs if n} if len(piece) > 1 else set()
+        yield _Light.of([views[k] for k in piece], crossing, inside, graph)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,12 @@ from mnnpy.backends.base import Device
 from mnnpy.decompose.lower import Decomposed, decompose, view_of
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.measure import measure
+from mnnpy.search.observe import Tell, silent
 from mnnpy.search.partition import Assignment
 from mnnpy.search.place import Machine, Placement, place
 from mnnpy.search.records import Record, Records
 
-__all__ = ["Way", "decide", "graph_key", "made_up", "measured", "ways"]
+__all__ = ["Decision", "Way", "decide", "graph_key", "made_up", "measured", "ways"]
 
 #: Ways predicted to take this much longer than the best are not measured.
 SHORTLIST = 3.0
@@ -40,6 +41,22 @@ class Way:
     chosen: tuple[Assignment, ...]
     predicted: float
     placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The way that was taken and why; seconds of the others, *measured* (the best run) where they were."""
+
+    way: str
+    reason: str
+    predicted: Mapping[str, float]
+    measured: Mapping[str, float]
+
+    def __str__(self) -> str:
+        runs = [f"{n} {1e3 * s:.3g} ms" for n, s in sorted(self.measured.items(), key=lambda item: item[1])]
+        rest = sorted((s, n) for n, s in self.predicted.items() if n not in self.measured)
+        runs += [f"{n} {1e3 * s:.3g} ms predicted" for s, n in rest]
+        return f"{self.way}: {self.reason} ({', '.join(runs)})"
 
 
 def ways(graph: Graph, machine: Machine, precision: str, optimize: frozenset[str]) -> list[Way]:
@@ -107,13 +124,14 @@ def graph_key(graph: Graph, machine: Machine, precision: str, threads: int) -> s
     return json.dumps(["plan", digest.hexdigest(), devices, precision, threads], separators=(",", ":"))
 
 
-def decide(found: Sequence[Way], record: Record | None) -> tuple[Way, str]:
+def decide(found: Sequence[Way], record: Record | None) -> tuple[Way, Decision]:
     """The way of the record where there is one, else the one predicted to be fastest; and why."""
-    if record is not None:
-        way = next((w for w in found if w.name == record.decision), None)
-        if way is not None:
-            return way, record.reason
-    return found[0], "cost model"
+    predicted = {w.name: w.predicted for w in found}
+    way = None if record is None else next((w for w in found if w.name == record.decision), None)
+    if record is None or way is None:
+        return found[0], Decision(found[0].name, "cost model", predicted, {})
+    best = {name: min(times) for name, times in record.samples.items() if times and name in predicted}
+    return way, Decision(way.name, record.reason, predicted, best)
 
 
 def measured(
@@ -123,11 +141,12 @@ def measured(
     prepare: Callable[[Way], Callable[[], list[Any]]],
     budget: float,
     clock: Callable[[], float],
+    tell: Tell = silent,
 ) -> tuple[Way, Record]:
     """Run the ways that may be fastest in turns; remember all samples and the decision.
 
     *prepare* compiles a way and returns a run. A way whose outputs differ from those of most others is banned: it is
-    reported in the record and never chosen. The last way standing wins without a measurement.
+    reported in the record and never chosen. The last way standing wins without a measurement. *tell* hears of it all.
     """
     until = clock() + budget
     shortlist = [w for w in found if w.predicted <= SHORTLIST * found[0].predicted]
@@ -136,22 +155,26 @@ def measured(
     for way in shortlist:
         if runs and clock() > until:
             break
+        tell("begun", way.name)
         run = prepare(way)
         outputs[way.name] = run()
         runs[way.name] = _timed(run, clock)
     banned = wrong(outputs)
+    for name in sorted(banned):
+        tell("banned", name)
     alive = {n: r for n, r in runs.items() if n not in banned}
     if len(alive) == 1:
         (only,) = alive
         samples: dict[str, list[float]] = {only: [alive[only]()]}
     else:
-        _, samples = measure(alive, max(0.0, until - clock()))
+        _, samples = measure(alive, max(0.0, until - clock()), tell=tell)
     best = min(samples, key=lambda n: min(samples[n]) * (GAIN if n.endswith("+") else 1.0))
     reason = "fastest measured" if len(samples) > 1 else "cost model"
     if banned:
         reason += f"; banned for wrong results: {', '.join(sorted(banned))}"
     record = Record(key, records.fingerprint, samples, best, reason, {w.name: w.predicted for w in found})
     records.add(record)
+    tell("decided", best, min(samples[best]), record)
     return next(w for w in found if w.name == best), record
 
 

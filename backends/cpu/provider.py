@@ -173,8 +173,9 @@ class CpuDevice:
         threads = segment.threads or self._threads
         graph = lower(segment.graph, segment.optimize, segment.precision)
         graph, choices = select_algorithms(
-            graph, segment.precision, threads, segment.tuning, segment.algorithms, self.isa, segment.records
-        )
+            graph, segment.precision, threads, segment.tuning, segment.algorithms, self.isa, segment.records,
+            segment.observer,
+        )  # fmt: skip
         if "fuse_strips" in segment.optimize:
             graph = prune(fuse_strips(graph, threads))
         in_place = "in_place" in segment.optimize

@@ -27,6 +27,7 @@ from mnnpy.classes import dataclass
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.cost import Peaks, predict
 from mnnpy.search.measure import measure
+from mnnpy.search.observe import Observer, Task, teller
 from mnnpy.search.records import Record, Records
 from mnnpy.store import cache_folder
 
@@ -102,11 +103,13 @@ def select_algorithms(
     forced: Mapping[str, str] | None = None,
     isa: str | None = None,
     known: bool = True,
+    observer: Observer | None = None,
 ) -> tuple[Graph, dict[str, Choice]]:
     """*graph* with the attribute ``algorithm`` on products and convolutions, and the choices by first output.
 
     *budget*: seconds that may be spent on measuring. *forced*: op → algorithm, taken wherever a kernel accepts it.
     *isa*: the highest instruction set of kernels, None for the best. *known*: whether earlier measurements count.
+    *observer* hears what is measured.
     """
     if precision == "low":
         low = {"precision": "low"}
@@ -115,7 +118,8 @@ def select_algorithms(
     views = [v for v in (_view(n, graph) for n in graph.nodes if n.op in TABLE) if selectable(v)]
     if not views:
         return graph, {}
-    selector = Selector(precision, threads, budget, dict(forced or {}), records(), isa or _native.isa(), known)
+    isa = isa or _native.isa()
+    selector = Selector(precision, threads, budget, dict(forced or {}), records(), isa, known, observer)
     choices = selector.run(views)
     chosen = []
     for node in graph.nodes:
@@ -146,6 +150,7 @@ class Selector:
     records: Records
     isa: str
     known: bool = True
+    observer: Observer | None = None
     _peaks: Peaks | None = None
     _calibrated: bool | None = None
 
@@ -213,6 +218,7 @@ class Selector:
         record = self.records.get(key) if self.known else None
         if record is not None and record.decision in ranked:
             seconds = min(record.samples[record.decision])
+            teller(self.observer, _task(key, view, ranked))("recalled", record.decision, seconds, record)
             return Choice(record.decision, record.reason, ranked[record.decision], seconds, names)
         if self.budget <= 0:
             return Choice(best, "cost model", ranked[best], None, names)
@@ -231,16 +237,24 @@ class Selector:
         begin = time.perf_counter()
         shortlist = [n for n in names if ranked[n] <= SHORTLIST * ranked[best]]
         runs = _runs(view, shortlist, self.threads, self.isa)
-        _, samples = measure(runs, self.budget * SHARE)
+        tell = teller(self.observer, _task(key, view, {n: ranked[n] for n in shortlist}))
+        _, samples = measure(runs, self.budget * SHARE, tell=tell)
         best = fastest({name: min(times) for name, times in samples.items()})
         self.budget -= time.perf_counter() - begin
         reason = "fastest measured"
-        self.records.add(Record(key, self.records.fingerprint, samples, best, reason))
+        record = Record(key, self.records.fingerprint, samples, best, reason, {n: ranked[n] for n in shortlist})
+        self.records.add(record)
+        tell("decided", best, min(samples[best]), record)
         return Choice(best, reason, ranked[best], min(samples[best]), names)
 
 
 def _known(seconds: float) -> float | None:
     return None if isnan(seconds) else seconds
+
+
+def _task(key: str, view: NodeView, predicted: Mapping[str, float]) -> Task:
+    shown = [*(t for t in view.inputs[:2] if t is not None), *(t for t in view.outputs if t is not None)]
+    return Task(key, f"{view.node.op} {' '.join(str(t) for t in shown)}", "cpu", predicted)
 
 
 def fastest(seconds: Mapping[str, float]) -> str:

@@ -1,0 +1,115 @@
+"""Who watches a search hears what it does, and a plan says why it is as it is."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mnnpy
+from mnnpy.backends.base import Device
+from mnnpy.backends.registry import open_device
+from mnnpy.graph.dtypes import DType
+from mnnpy.graph.ir import Graph, Node, TensorType, Value
+from mnnpy.search.measure import measure
+from mnnpy.search.observe import Event
+from mnnpy.search.planner import Decision, measured
+from mnnpy.search.records import Records
+
+
+@pytest.fixture(autouse=True)
+def _own_records(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNNPY_CACHE_DIR", str(tmp_path))
+
+
+def convolution() -> Graph:
+    """A 3×3 convolution with its activation, large enough to be measured."""
+    t = TensorType(DType.F32, (1, 64, 56, 56))
+    attrs = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    weights = {"w": np.full((64, 64, 3, 3), 0.01, np.float32)}
+    nodes = (Node("Conv", ("x", "w"), ("a",), attrs, name="first"), Node("Relu", ("a",), ("y",), name="rectify"))
+    return Graph("one", (Value("x", t),), (Value("y", t),), nodes, weights, {})
+
+
+def test_runs_and_candidates_left_behind() -> None:
+    heard: list[tuple[Any, ...]] = []
+    times = {"fast": 1.0, "slow": 2.0}
+    runs: Mapping[str, Callable[[], float]] = {n: lambda s=s: s for n, s in times.items()}  # type: ignore[misc]
+    best, samples = measure(runs, budget=10.0, tell=lambda *words: heard.append(words))
+    assert best == "fast"
+    counts = Counter(w[:2] for w in heard)
+    assert counts["begun", "fast"] == counts["begun", "slow"] == 1
+    assert counts["measured", "slow"] == len(samples["slow"]) == 2
+    assert [w for w in heard if w[0] == "dropped"] == [("dropped", "slow", 2.0)]
+
+
+def test_layers_of_the_cpu() -> None:
+    heard: list[Event] = []
+    mnnpy.Session(convolution(), "cpu", tune=5.0, threads=1, cache=False, observer=heard.append)
+    (decided,) = (e for e in heard if e.kind == "decided")
+    assert decided.task.device == "cpu"
+    assert decided.task.label.startswith("Convolution f32[1,")
+    record = decided.record
+    assert record is not None
+    assert decided.candidate == record.decision
+    assert decided.seconds == min(record.samples[record.decision])
+    assert set(record.samples) <= set(decided.task.predicted) == set(record.predicted)
+    for name, samples in record.samples.items():
+        assert [e.seconds for e in heard if e.kind == "measured" and e.candidate == name] == samples
+    again: list[Event] = []
+    mnnpy.Session(convolution(), "cpu", tune=5.0, threads=1, cache=False, observer=again.append)
+    assert [(e.kind, e.candidate, e.record) for e in again] == [("recalled", record.decision, record)]
+
+
+def twins() -> list[Device]:
+    """The cpu, and the same under another name."""
+    first, second = open_device("cpu", threads=1), open_device("cpu", threads=1)
+    second.info = replace(second.info, backend="twin")
+    return [first, second]
+
+
+def test_ways_of_a_graph() -> None:
+    heard: list[Event] = []
+    session = mnnpy.Session(convolution(), twins(), tune=5.0, threads=1, cache=False, observer=heard.append)
+    feeds = {"x": np.ones((1, 64, 56, 56), np.float32)}
+    rows = session.explain(feeds).rows
+    (decided,) = (e for e in heard if e.kind == "decided" and not e.task.device)
+    assert decided.task.label == "graph one"
+    assert {e.candidate for e in heard if e.kind == "begun" and not e.task.device} == {"cpu", "twin"}
+    (decision,) = session.explain().decisions
+    assert decision["way"] == decided.candidate
+    assert decision["reason"] == "fastest measured"
+    assert set(decision["ways"]) == {"cpu", "twin"}
+    assert all(w["predicted"] > 0 and w["measured"] > 0 for w in decision["ways"].values())
+    assert {r["backend"] for r in rows} == {decision["way"]}
+    assert {r["reason"] for r in rows} == {decision["text"]}
+    (times,) = (r["devices_us"] for r in rows if r["op"] == "Convolution")
+    assert set(times) == {"cpu", "twin"}
+    assert all(us > 0 for us in times.values())
+
+
+def test_what_a_decision_says() -> None:
+    decision = Decision("a", "fastest measured", {"c": 0.009, "b": 0.004, "a": 0.007}, {"b": 0.0062, "a": 0.003})
+    assert str(decision) == "a: fastest measured (a 3 ms, b 6.2 ms, c 9 ms predicted)"
+
+
+def test_a_wrong_way_is_banned_aloud() -> None:
+    heard: list[tuple[str, str]] = []
+    ways: Any = [SimpleNamespace(name=n, predicted=0.001) for n in ("one", "two", "wrong")]
+
+    def prepare(way: Any) -> Callable[[], list[Any]]:
+        return lambda: [np.full(4, 2.0 if way.name == "wrong" else 1.0, np.float32)]
+
+    def tell(kind: str, name: str, *rest: Any) -> None:
+        heard.append((kind, name))
+
+    _, record = measured(ways, "key", Records("here", None), prepare, 1.0, time.perf_counter, tell)
+    assert ("banned", "wrong") in heard
+    assert ("measured", "wrong") not in heard
+    assert heard[-1] == ("decided", record.decision)
