@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # a plan that is kept on disk needs none of them
     from mnnpy.specialize import Specialized
 
 if TYPE_CHECKING:
+    from mnnpy.overlap import Crew, Overlap
     from mnnpy.search.chooser import Chooser
     from mnnpy.search.observe import Observer
     from mnnpy.search.planner import Decision, Way
@@ -45,6 +46,8 @@ VALUE_PLAN_LIMIT = 16
 INTERPRET_AFTER = 32
 #: Seconds of a compiled run above which interpreting is not even tried: heavy work belongs to kernels.
 INTERPRET_BELOW = 2e-3
+#: Operations and bytes per second that are assumed where nothing was predicted.
+ROUGH_RATE, ROUGH_MEMORY = 5e10, 1e10
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,13 @@ class Context:
 
         return next((d for d in self.devices if d.info.backend == "reference"), None) or open_device("reference")
 
+    @cached_property
+    def crew(self) -> Crew:
+        """Threads for the steps of plans on several devices."""
+        from mnnpy.overlap import Crew
+
+        return Crew()
+
 
 @dataclass(slots=True)
 class Step:
@@ -77,6 +87,15 @@ class Step:
     node: Node | None = None
     bodies: dict[str, Executable] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)  #: label of a node → why it is on this device
+    lane: int = -1  #: number of the device in the session; negative: the session itself
+
+    def run(self, args: Sequence[Any]) -> Sequence[Any]:
+        """Results in the order of the outputs."""
+        if self.program is not None:
+            return self.program.run(args)
+        from mnnpy.control import run_control
+
+        return run_control(self.node, self.bodies, args)
 
     @property
     def graph(self) -> Graph:
@@ -98,6 +117,7 @@ class Plan:
     direct: Program | None  #: set where the plan is exactly one program over all inputs in order
     borrowed: tuple[int, ...] = ()  #: outputs that are an input, a constant or another output: copied on the way out
     decision: Decision | None = None  #: where several devices competed
+    overlap: Overlap | None = None  #: set where steps can run at once on several devices
 
     def run(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on feeds in input order; results in output order."""
@@ -124,11 +144,17 @@ class Plan:
         """All values that the steps read and write."""
         values: dict[str, Any] = dict(self.constants)
         values.update(zip(self.inputs, feeds, strict=True))
+        if self.overlap is not None:
+            self.overlap.run(lambda number: self._advance(self.steps[number], values))
+            return values
         for step in self.steps:
-            args = [values[n] for n in step.inputs]
-            results = step.program.run(args) if step.program is not None else _control(step, args)
+            results = step.run([values[n] for n in step.inputs])
             values.update(zip(step.outputs, results, strict=False))
         return values
+
+    def _advance(self, step: Step, values: dict[str, Any]) -> None:
+        results = step.run([values[n] for n in step.inputs])
+        values.update(zip(step.outputs, results, strict=False))
 
     def _collect(self, values: Mapping[str, Any]) -> list[Any]:
         found = [values[n] for n in self.outputs]
@@ -136,12 +162,6 @@ class Plan:
             if isinstance(found[k], np.ndarray):
                 found[k] = found[k].copy()
         return found
-
-
-def _control(step: Step, args: Sequence[Any]) -> list[Any]:
-    from mnnpy.control import run_control
-
-    return run_control(step.node, step.bodies, args)
 
 
 @contextmanager
@@ -452,7 +472,7 @@ class Executable:
 
         def prepare(way: Way) -> Plan:
             if way.name not in built:
-                built[way.name] = self._assembled(spec, way.lowered, way.chosen)
+                built[way.name] = self._assembled(spec, way.lowered, way)
             return built[way.name]
 
         way, decision = chooser.choose(graph, found, prepare, feeds if spec.late is None else None)
@@ -460,10 +480,10 @@ class Executable:
         plan.decision = decision
         return plan
 
-    def _assembled(self, spec: Specialized, lowered: Decomposed, chosen: Sequence[Assignment] | None) -> Plan:
+    def _assembled(self, spec: Specialized, lowered: Decomposed, way: Way | None) -> Plan:
         """Compile the parts."""
         context = self.context
-        steps = self._steps(lowered, chosen)
+        steps = self._steps(lowered, way)
         _check_arenas(self.graph.name, steps, context.memory_limit)
         late = Executable(spec.late, context, self.depth + 1) if spec.late is not None else None
         outputs = tuple(lowered.names.get(n, n) for n in spec.outputs)
@@ -479,7 +499,7 @@ class Executable:
         borrowed = tuple(k for k, n in enumerate(outputs) if n in foreign or n in outputs[:k])
         read = {*outputs, *(n for s in steps for n in s.inputs), *(late.graph.input_names if late is not None else ())}
         constants = {n: np.require(a, requirements="A") for n, a in lowered.graph.constants.items() if n in read}
-        return Plan(inputs, constants, steps, late, outputs, direct, borrowed)
+        return Plan(inputs, constants, steps, late, outputs, direct, borrowed, overlap=_overlap(steps, context))
 
     def _assigned(self, graph: Graph) -> list[Assignment]:
         from mnnpy.decompose.lower import view_of
@@ -492,16 +512,16 @@ class Executable:
             fallback=self.context.options.fallback,
         )
 
-    def _steps(self, lowered: Decomposed, chosen: Sequence[Assignment] | None) -> list[Step]:
+    def _steps(self, lowered: Decomposed, way: Way | None) -> list[Step]:
         from mnnpy.search.partition import form_parts
 
         graph = lowered.graph
-        if chosen is None:
-            chosen = self._assigned(graph)
+        chosen = self._assigned(graph) if way is None else way.chosen
+        seconds = _guessed(lowered, chosen) if way is None else way.placement.seconds
         by_output = {n.outputs: a for n, a in zip(graph.nodes, chosen, strict=True)}
         return [
             self._step(part, {n.label: by_output[n.outputs].reason for n in part.graph.nodes})
-            for part in form_parts(graph, chosen)
+            for part in form_parts(graph, chosen, seconds)
         ]
 
     def _step(self, part: Part, reasons: Mapping[str, str]) -> Step:
@@ -526,7 +546,27 @@ class Executable:
             recipe=self._cache is not None,
             observer=self.context.observer,
         )
-        return Step(device.info.backend, inputs, outputs, part.graph, device.compile(segment), None, {}, reasons)
+        program = device.compile(segment)
+        return Step(device.info.backend, inputs, outputs, part.graph, program, None, {}, reasons, part.device)
+
+
+def _guessed(lowered: Decomposed, chosen: Sequence[Assignment]) -> list[float] | None:
+    """Rough seconds of each node where several devices are in use without a prediction."""
+    if len({a.device for a in chosen if a.device >= 0}) < 2:
+        return None
+    from mnnpy.backends.analytic import moved_bytes, node_flops
+    from mnnpy.decompose.lower import view_of
+
+    views = (view_of(n, lowered.graph.types, lowered.graph.constants) for n in lowered.graph.nodes)
+    return [node_flops(v) / ROUGH_RATE + moved_bytes(v) / ROUGH_MEMORY for v in views]
+
+
+def _overlap(steps: Sequence[Step], context: Context) -> Overlap | None:
+    if len({s.lane for s in steps if s.lane >= 0}) < 2:
+        return None
+    from mnnpy.overlap import overlapping
+
+    return overlapping(steps, lambda: context.crew)
 
 
 def _facts(step: Step, recipe: Recipe) -> dict[str, Any]:

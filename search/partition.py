@@ -93,8 +93,12 @@ def is_host_node(node: Node, types: Mapping[str, Type]) -> bool:
     return False
 
 
-def form_parts(graph: Graph, chosen: Sequence[Assignment]) -> list[Part]:
-    """Group nodes into as few parts as a topological sweep finds: always the device that has most ready work."""
+def form_parts(graph: Graph, chosen: Sequence[Assignment], seconds: Sequence[float] | None = None) -> list[Part]:
+    """Group nodes into as few parts as a topological sweep finds: always the device that has most ready work.
+
+    With predicted *seconds* of the nodes, a part is divided where another device would wait for work that it does not
+    need, and the two can then run at once.
+    """
     producer = {o: k for k, n in enumerate(graph.nodes) for o in n.outputs if o}
     waits = [len({producer[i] for i in n.inputs if i in producer}) for n in graph.nodes]
     readers: dict[int, set[int]] = {}
@@ -122,7 +126,11 @@ def form_parts(graph: Graph, chosen: Sequence[Assignment]) -> list[Part]:
             if single:
                 break
         groups.append((device, sorted(group)))
-    return _close(graph, groups)
+    if seconds is None:
+        return _close(graph, groups)
+    from mnnpy.search.divide import divided
+
+    return _close(graph, divided(graph, groups, seconds))
 
 
 def _close(graph: Graph, groups: list[tuple[int, list[int]]]) -> list[Part]:

@@ -90,6 +90,14 @@ class Placement:
     problem: Problem
     chunks: tuple[tuple[int, ...], ...]  #: node numbers of each task
 
+    @property
+    def seconds(self) -> list[float]:
+        """Predicted seconds of each node: its chunk's, all on the chunk's first node."""
+        found = [0.0] * len(self.chosen)
+        for task, piece, device in zip(self.problem.tasks, self.chunks, self.solution.devices, strict=True):
+            found[piece[0]] = task.seconds[device]
+        return found
+
 
 def place(graph: Graph, machine: Machine, view: View, precision: str, only: int | None = None) -> Placement | None:
     """The assignment that the cost model likes best (*only*: with that device wherever it can run).
