@@ -120,7 +120,7 @@ def test_halves(on: KernelDevice) -> None:
 
 @pytest.mark.parametrize("caps", [
     Caps(STORAGE, max_group=256), Caps(STORAGE, max_group=128, local_memory=16 << 10),
-    Caps(STORAGE, lanes=16, cpu_like=True), Caps(STORAGE, lanes=4, cpu_like=True),
+    Caps(STORAGE, lanes=16, cpu_like=True), Caps(STORAGE, lanes=4, cpu_like=True), Caps(STORAGE, cpu_like=True),
 ])  # fmt: skip
 def test_interpreted(caps: Caps) -> None:
     """No access out of bounds, no race between items of a group."""

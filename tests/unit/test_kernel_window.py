@@ -90,7 +90,8 @@ def test_cases_on_opencl(algorithm: str) -> None:
 STORAGE = frozenset({"storage8", "storage16"})
 DEVICES = {
     "cpu16": Caps(STORAGE, lanes=16, cpu_like=True), "cpu8": Caps(STORAGE, lanes=8, cpu_like=True),
-    "cpu4": Caps(STORAGE, lanes=4, cpu_like=True), "gpu": Caps(STORAGE, max_group=64),
+    "cpu4": Caps(STORAGE, lanes=4, cpu_like=True), "cpu1": Caps(STORAGE, cpu_like=True),
+    "gpu": Caps(STORAGE, max_group=64),
 }  # fmt: skip
 TINY = {
     "3x3": Case((2, 2, 5, 6), (5, 2, 3, 3), pads=SAME),

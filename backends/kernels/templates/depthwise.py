@@ -1,6 +1,7 @@
 """Depthwise convolution in two spatial dims, taps unrolled.
 
-Items side by side compute outputs side by side; on CPU-like devices an item goes through a whole plane by vectors.
+Items side by side compute outputs side by side; on CPU-like devices an item goes through a whole plane by vectors, or
+through its lines where those of input and output differ in length.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ from mnnpy.backends.kernels.builder import KernelBuilder
 from mnnpy.backends.kernels.ir import Expr, Type, const, ne, select
 from mnnpy.backends.kernels.lowering import Lowering
 from mnnpy.backends.kernels.templates.geometry import Geometry
+from mnnpy.backends.kernels.templates.lines import UNROLLED, Lines, Window, applies
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Node
 
 __all__ = ["convolution"]
 
-LOCAL = 64
-#: Taps that are written out; of larger windows only the last dim.
-UNROLLED = 25
+LOCAL = 64  # of windows with more taps than UNROLLED only the last dim is written out
 
 
 def convolution(work: Lowering, node: Node, s: Geometry) -> None:
-    """By planes where vectors pay and lines of input and output are equally long, else by items."""
+    """By planes or lines where vectors pay, else by items."""
     lanes = work.caps.lanes if work.caps.cpu_like else 1
     equal = set(s.strides) == {1} and s.result[1] == s.size[1] and s.taps <= UNROLLED
     if lanes >= 8 and equal and s.dtype is DType.F32 and work.count(s.x) >= lanes:
         _planes(work, node, s, lanes)
+    elif applies(work, s.x, window := Window(s.size, s.result, s.kernel, s.strides, s.pads, s.dilations)):
+        _lines(work, node, s, window)
     else:
         _items(work, node, s)
 
@@ -94,6 +96,26 @@ def _inside(s: Geometry, columns: int) -> Array:
         good = (i >= 0) & (i < s.size[0]) & (j >= 0) & (j < s.size[1])
         table[: s.positions] |= good.astype(np.int32) << t
     return table
+
+
+def _lines(work: Lowering, node: Node, s: Geometry, window: Window) -> None:
+    """Lines of the output by vectors."""
+    lines = Lines(work, node, "depthwise_lines", window, s.x, s.out)
+    b = lines.b
+    w, tail = b.buffer("w", work.dtype(s.weights)), s.epilogue.attach(b)
+    channel = b.let(lines.plane % b.scalar("channels"))
+    lines.source = b.let(lines.plane / b.scalar("rows"))  # rows: output channels of each input channel
+    weights = [b.let(b.load(w, channel * s.taps + t)) for t in range(s.taps)]
+    bias = tail.load_bias(channel)
+    bias = b.let(bias) if bias is not None else None
+
+    def step(total: Expr, value: Expr, here: Expr, tap: int) -> Expr:
+        value = select(here, value, const(0.0, total.type))
+        return value.call("fma", weights[tap].splat(total.type.lanes), total)
+
+    lines.values |= {"w": s.weights, **tail.buffers()}
+    lines.scalars |= {"channels": s.group * s.rows, "rows": s.rows, **tail.scalars()}
+    lines.write(0.0, step, lambda total, at, _: tail.finish(total, at, bias))
 
 
 def _items(work: Lowering, node: Node, s: Geometry) -> None:

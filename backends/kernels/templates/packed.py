@@ -39,7 +39,10 @@ class Block:
 
 
 #: Register blocks by vector registers of the device; the first is preferred where all fill equally.
-_BLOCKS = {32: ((12, 2), (8, 3), (6, 4), (4, 4), (2, 4), (1, 4)), 16: ((6, 2), (4, 2), (2, 4), (1, 4))}
+_BLOCKS = {
+    32: ((12, 2), (28, 1), (16, 1), (8, 3), (6, 4), (4, 4), (2, 4), (1, 4)),
+    16: ((6, 2), (12, 1), (4, 2), (2, 4), (1, 4)),
+}
 #: The same without explicit vectors: items are the lanes, so a load is one of memory for every lane.
 _SCALAR = ((12, 8), (8, 8), (4, 8), (4, 4), (2, 8), (1, 8), (2, 2), (1, 1))
 LOAD = 13  #: such loads take as long as so many multiply-adds (lavapipe)

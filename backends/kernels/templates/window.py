@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from mnnpy.backends.kernels.builder import KernelBuilder
-from mnnpy.backends.kernels.ir import Expr, const, register_type, select
+from mnnpy.backends.kernels.ir import Expr, const, ne, register_type, select
 from mnnpy.backends.kernels.lowering import Lowering, template
 from mnnpy.backends.kernels.templates.epilogue import Epilogue
+from mnnpy.backends.kernels.templates.lines import Lines, Window, applies
 from mnnpy.backends.kernels.templates.reduce import _as, identity
 from mnnpy.graph.dtypes import DType
-from mnnpy.graph.ir import Node
+from mnnpy.graph.ir import Array, Node
 
 __all__ = ["direct"]
 
@@ -122,6 +125,12 @@ def pool(work: Lowering, node: Node) -> None:
     with_indices = len(node.outputs) > 1 and bool(node.outputs[1])
     fn, dtype = node.attrs["fn"], work.dtype(name)
     size, result = work.shape(name)[2:], work.shape(out)[2:]
+    if fn in ("Max", "Average") and not with_indices and len(size) == 2:
+        a = node.attrs
+        window = Window(size, result, a["kernel"], a["strides"], a["pads"][:2], a["dilations"])
+        if applies(work, name, window) and work.count(out):
+            _pool_lines(work, node, window)
+            return
     b = KernelBuilder(f"pool_{fn.lower()}", (LOCAL, 1, 1))
     x, y = b.buffer("x", dtype), b.buffer("y", dtype, "w")
     places = b.buffer("at", DType.I64, "w") if with_indices else None
@@ -158,6 +167,47 @@ def pool(work: Lowering, node: Node) -> None:
             b.store(places, i, (base + _order(b, node, sizes, best)).cast(DType.I64))
     buffers = {"x": name, "y": out} | ({"at": node.outputs[1]} if with_indices else {})
     work.launch(node, b.build(), buffers, work.grid(work.count(out), LOCAL), scalars)
+
+
+def _pool_lines(work: Lowering, node: Node, w: Window) -> None:
+    """Max and Average by explicit vectors."""
+    largest = node.attrs["fn"] == "Max"
+    lines = Lines(work, node, "pool_lines", w, node.inputs[0], node.outputs[0])
+    b = lines.b
+    if largest:
+
+        def maximum(total: Expr, value: Expr, here: Expr, tap: int) -> Expr:
+            value = b.let(select(here, value, const(float("-inf"), value.type)))
+            return select(ne(value, value), value, select(value > total, value, total))  # NaN stays
+
+        lines.write(float("-inf"), maximum, lambda total, *_: total)
+        return
+    counts = [b.buffer(f"n{d}", DType.F32) for d in range(2)]
+    for d, pad in enumerate(lines.lanes * d for d in range(2)):
+        found = np.ones(w.result[d] + pad, np.float32)
+        found[: w.result[d]] = np.maximum(1, _taps_counted(node, w, d))
+        lines.values[f"n{d}"] = work.constant(found, "counts")
+
+    def total_of(total: Expr, value: Expr, here: Expr, tap: int) -> Expr:
+        return total + select(here, value, const(0.0, total.type))
+
+    def mean(total: Expr, _: Expr, column: Expr) -> Expr:
+        lanes = total.type.lanes
+        return total / (b.load(counts[1], column, lanes) * b.load(counts[0], lines.line).splat(lanes))
+
+    lines.write(0.0, total_of, mean)
+
+
+def _taps_counted(node: Node, w: Window, d: int) -> Array:
+    """How many taps of a window Average counts in dim *d*, by output: those inside, or inside with the padding."""
+    start = np.arange(w.result[d]) * w.strides[d] - w.pads[d]
+    taps = start[:, None] + np.arange(w.kernel[d]) * w.dilations[d]
+    if node.attrs.get("count_include_pad", False):
+        counted: Array = taps < w.size[d] + int(node.attrs["pads"][2 + d])
+    else:
+        counted = (taps >= 0) & (taps < w.size[d])
+    found: Array = counted.sum(1)
+    return found
 
 
 def _finished(
