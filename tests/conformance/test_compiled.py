@@ -1,4 +1,4 @@
-"""Label C: kernels of the table are accepted by compilers, for more devices than there are here.
+"""Label C: kernels of the table and of composites are accepted by compilers, for more devices than there are here.
 
 Shaders by glslang and spirv-val, CUDA kernels by NVRTC as machine code of each generation.
 """
@@ -29,6 +29,7 @@ from mnnpy.conformance.run import Runner, prepare
 from mnnpy.conformance.targets import Target, label_of
 from mnnpy.errors import BackendError
 from mnnpy.graph.ir import Array
+from tests.conformance.composites import composites, kernels_of
 from tests.conformance.nvrtc import compile_cubin, library
 from tests.conformance.targets import expectations
 from tests.emulation.emulator import emulated_cuda
@@ -91,6 +92,11 @@ def sources(caps: Caps, renderer: type[Renderer] = GlslRenderer, *, sample: bool
             for kernel in driver.kernels:
                 found.setdefault(renderer(kernel).source(), case.name)
             driver.kernels.clear()
+    for name, (graph, _) in composites().items():
+        assert ("FusedAttention" in kernels_of(device, graph)) == name.startswith("attention"), name
+        for kernel in driver.kernels:
+            found.setdefault(renderer(kernel).source(), name)
+        driver.kernels.clear()
     return found
 
 

@@ -1,4 +1,4 @@
-"""Label S: every OpenCL kernel of the table once on oclgrind, which checks bounds and data races."""
+"""Label S: every OpenCL kernel of the table and of composites on oclgrind, which checks bounds and data races."""
 
 from __future__ import annotations
 
@@ -74,6 +74,14 @@ def no_race_and_no_stray_access(tmp_path: Path, backend: str, *more: str) -> Non
     (report,) = json.loads(found.read_text())
     assert {r["label"] for r in report["results"]} == {"S"}
     assert sum(r["status"] == "passed" for r in report["results"]) > (250 if more else 1350)
+
+
+@pytest.mark.parametrize("backend", ["opencl", "opencl_as_gpu"])
+def test_composites(tmp_path: Path, backend: str) -> None:
+    done, log = checked(tmp_path, "tests/conformance/composites.py", backend)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert log == ""
+    assert done.stdout.endswith(" agree\n")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pytest
 
 from mnnpy.backends.base import Segment
 from mnnpy.backends.kernels.device import KernelDevice
+from mnnpy.decompose.raster import Region
 from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.decompose.symbolic import infer_types
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Value
 from mnnpy.session import Session
 
-__all__ = ["DEVICES", "assert_close", "device", "elsewhere", "graph_of", "run_graph", "run_node"]
+__all__ = ["DEVICES", "assert_close", "attention", "device", "elsewhere", "graph_of", "run_graph", "run_node"]
 
 #: OpenCL on PoCL and Vulkan on lavapipe run really; CUDA is emulated.
 DEVICES = ("opencl", "vulkan", "cuda")
@@ -71,6 +73,30 @@ def graph_of(
     """A graph with the types that the ops infer."""
     feeds = tuple(Value(n, TensorType(DType.of(a.dtype), tuple(a.shape))) for n, a in inputs.items())
     return infer_types(Graph("g", feeds, tuple(Value(n, None) for n in outputs), tuple(nodes), dict(constants or {})))
+
+
+def attention(inputs: dict[str, Array], value: float = -np.inf) -> Graph:
+    """softmax(0.25·q·kᵀ, masked)·v in atomic ops; a bool mask puts *value* where it is false."""
+    dtype = inputs["q"].dtype
+    *outer, t, d = inputs["k"].shape
+    turn = Region(0, (prod(outer), d, t), 0, (t * d, 1, d), 0, (d * t, t, 1))
+    nodes = [
+        Node("Raster", ("k",), ("turned",), {"shape": (*outer, d, t), "regions": (turn,)}),
+        Node("MatMul", ("q", "turned"), ("p",), {}),
+        Node("Binary", ("p", "factor"), ("s",), {"fn": "Mul"}),
+    ]
+    constants = {"factor": np.array(0.25, dtype)}
+    if "mask" in inputs:
+        if inputs["mask"].dtype == bool:
+            nodes.append(Node("Select", ("mask", "s", "other"), ("m",), {}))
+            constants["other"] = np.array(value, dtype)
+        else:
+            nodes.append(Node("Binary", ("s", "mask"), ("m",), {"fn": "Add"}))
+    nodes += [
+        Node("Softmax", (nodes[-1].outputs[0],), ("w",), {"axis": -1}),
+        Node("MatMul", ("w", "v"), ("out",), {}),
+    ]
+    return graph_of(nodes, inputs, ["out"], constants)
 
 
 def run_graph(on: KernelDevice, graph: Graph, inputs: Mapping[str, Array], **options: Any) -> list[Array]:

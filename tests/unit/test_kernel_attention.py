@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 import pytest
 
@@ -11,12 +9,11 @@ import mnnpy
 from mnnpy.backends.base import Segment
 from mnnpy.backends.kernels.device import KernelDevice
 from mnnpy.backends.kernels.driver import Caps
-from mnnpy.decompose.raster import Region
-from mnnpy.graph.ir import Array, Graph, Node
+from mnnpy.graph.ir import Array
 from mnnpy.options import OPTIMIZATIONS
 from tests.emulation.interpreter import interpreted
 from tests.models import Net
-from tests.unit.kernel_helpers import device, graph_of, run_graph
+from tests.unit.kernel_helpers import attention, device, run_graph
 
 RNG = np.random.default_rng(17)
 STORAGE = frozenset({"storage8", "storage16"})
@@ -34,30 +31,6 @@ def normal(*shape: int) -> Array:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def spelled(inputs: dict[str, Array], value: float = -np.inf) -> Graph:
-    """softmax(0.25·q·kᵀ, masked)·v in atomic ops; a bool mask puts *value* where it is false."""
-    dtype = inputs["q"].dtype
-    *outer, t, d = inputs["k"].shape
-    turn = Region(0, (prod(outer), d, t), 0, (t * d, 1, d), 0, (d * t, t, 1))
-    nodes = [
-        Node("Raster", ("k",), ("turned",), {"shape": (*outer, d, t), "regions": (turn,)}),
-        Node("MatMul", ("q", "turned"), ("p",), {}),
-        Node("Binary", ("p", "factor"), ("s",), {"fn": "Mul"}),
-    ]
-    constants = {"factor": np.array(0.25, dtype)}
-    if "mask" in inputs:
-        if inputs["mask"].dtype == bool:
-            nodes.append(Node("Select", ("mask", "s", "other"), ("m",), {}))
-            constants["other"] = np.array(value, dtype)
-        else:
-            nodes.append(Node("Binary", ("s", "mask"), ("m",), {"fn": "Add"}))
-    nodes += [
-        Node("Softmax", (nodes[-1].outputs[0],), ("w",), {"axis": -1}),
-        Node("MatMul", ("w", "v"), ("out",), {}),
-    ]
-    return graph_of(nodes, inputs, ["out"], constants)
-
-
 def expected(inputs: dict[str, Array], value: float = -np.inf) -> Array:
     q, k, v = (inputs[n].astype(np.float64) for n in "qkv")
     scores = (q @ np.swapaxes(k, -1, -2)) * 0.25
@@ -70,7 +43,7 @@ def expected(inputs: dict[str, Array], value: float = -np.inf) -> Array:
 
 
 def check(on: KernelDevice, inputs: dict[str, Array], value: float = -np.inf, tolerance: float = 2e-6) -> None:
-    graph, want = spelled(inputs, value), expected(inputs, value)
+    graph, want = attention(inputs, value), expected(inputs, value)
     program = on.compile(Segment(graph, optimize=OPTIMIZATIONS))
     ops = [row["op"] for row in program.describe()]
     program.close()  # type: ignore[attr-defined]
@@ -113,7 +86,7 @@ def test_large_scores_do_not_overflow(on: KernelDevice) -> None:
 
 def test_halves(on: KernelDevice) -> None:
     inputs = {n: normal(2, 17, 16).astype(np.float16) for n in "qkv"}
-    (got,) = run_graph(on, spelled(inputs), inputs, optimize=OPTIMIZATIONS)
+    (got,) = run_graph(on, attention(inputs), inputs, optimize=OPTIMIZATIONS)
     assert got.dtype == np.float16
     np.testing.assert_allclose(got, expected(inputs), rtol=0, atol=2e-3)
 
@@ -131,7 +104,7 @@ def test_interpreted(caps: Caps) -> None:
 def test_few_queries_are_left_to_products() -> None:
     inputs = {"q": normal(2, 1, 8), "k": normal(2, 9, 8), "v": normal(2, 9, 8)}
     on = interpreted(Caps(STORAGE))
-    program = on.compile(Segment(spelled(inputs), optimize=OPTIMIZATIONS))
+    program = on.compile(Segment(attention(inputs), optimize=OPTIMIZATIONS))
     assert "FusedAttention" not in {row["op"] for row in program.describe()}
 
 
