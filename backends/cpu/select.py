@@ -13,14 +13,14 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from math import inf, isnan, nan
+from math import inf, isfinite, isnan, nan
 from typing import Any
 
 import numpy as np
 
 from mnnpy.backends.base import NodeView
 from mnnpy.backends.cpu import _native
-from mnnpy.backends.cpu.algorithms import TABLE, selectable
+from mnnpy.backends.cpu.algorithms import TABLE, Algorithm, selectable
 from mnnpy.backends.cpu.calibrate import calibrated, peaks
 from mnnpy.backends.cpu.machine import fingerprint
 from mnnpy.classes import dataclass
@@ -190,12 +190,13 @@ class Selector:
     def rank(self, view: NodeView) -> dict[str, float]:
         """Predicted seconds of all candidates, the preferred one first; ``direct`` is always among them.
 
-        NaN for a single candidate on a machine whose peaks nobody needed to measure so far.
+        On a machine whose peaks nobody needed to measure so far, NaN and infinities where the choice is clear without
+        them: a single candidate, or nothing will be measured and none needs less of anything than the direct one.
         """
         entries = [e for e in TABLE[view.node.op] if self.precision in e.precisions and e.applies(view)]
         entries = [e for e in entries if e.name == "direct" or accepted(view, e.name, self.isa)]
-        if len(entries) == 1 and not self.calibrated:
-            return {entries[0].name: nan}
+        if not self.calibrated and (len(entries) == 1 or (self.budget <= 0 and _direct_is_least(entries, view))):
+            return {entries[0].name: nan, **{e.name: inf for e in entries[1:]}}
         times = {e.name: predict(e.candidate(view), self.peaks) for e in entries}
         times = {name: seconds for name, seconds in times.items() if seconds < inf}
         best = fastest(times)
@@ -212,6 +213,8 @@ class Selector:
             return Choice(best, "precision=high", _known(ranked[best]), None, names)
         if len(names) == 1:
             return Choice(best, "only candidate", _known(ranked[best]), None, names)
+        if isnan(ranked[best]):
+            return Choice(best, "cost model", None, None, names)
         close = {n: s for n, s in ranked.items() if s <= SHORTLIST * ranked[best]}
         if len(close) == 1 or ranked[best] < MATTERS:
             return Choice(best, "cost model", ranked[best], None, names)
@@ -248,8 +251,17 @@ class Selector:
         return Choice(best, reason, ranked[best], min(samples[best]), names)
 
 
+def _direct_is_least(entries: list[Algorithm], view: NodeView) -> bool:
+    """Whether no other entry needs less of anything than the first, direct one, so that no machine runs it faster."""
+    first, *others = entries
+    if first.name != "direct" or any(e.rate != first.rate for e in others):
+        return False
+    least, works = first.work(view), [e.work(view) for e in others]
+    return all(w.flops >= least.flops and w.bytes >= least.bytes and w.cached >= least.cached for w in works)
+
+
 def _known(seconds: float) -> float | None:
-    return None if isnan(seconds) else seconds
+    return seconds if isfinite(seconds) else None
 
 
 def _task(key: str, view: NodeView, predicted: Mapping[str, float]) -> Task:

@@ -172,3 +172,19 @@ def test_measure_finds_the_fastest(times: list[float]) -> None:
     best, samples = measure({str(k): lambda t=t: t for k, t in enumerate(times)}, budget=1.0)  # type: ignore[misc]
     assert times[int(best)] == min(times)
     assert all(samples.values())
+
+
+def test_peaks_are_measured_for_a_choice_only(fresh: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small products: Strassen's algorithm would need more of everything, so there is nothing to weigh."""
+
+    def never(*_: object) -> object:
+        raise AssertionError("peaks were measured")
+
+    monkeypatch.setattr(select, "calibrated", lambda *_: False)
+    monkeypatch.setattr(select, "peaks", never)
+    n = Net()
+    model, _ = n.finish(n.op("MatMul", n.input(40, 48), n.w(48, 64)))
+    session = mnnpy.Session(model, threads=1, isa="avx2")
+    assert [(r["why"], r["predicted_us"]) for r in session.explain().rows if r["why"]] == [("cost model", "")]
+    with pytest.raises(AssertionError, match="peaks were measured"):
+        mnnpy.Session(model, threads=1, isa="avx2", tune=0.1)
