@@ -14,6 +14,7 @@ from mnnpy.graph.ir import Array, Graph, Node, TensorType
 
 if TYPE_CHECKING:
     from mnnpy.search.observe import Observer
+    from mnnpy.search.records import Record
 
 __all__ = [
     "API_VERSION",
@@ -92,6 +93,7 @@ class Segment:
     algorithms: Mapping[str, str] = field(default_factory=dict)  #: op → algorithm to take wherever it fits
     recipe: bool = False  #: whether the program shall carry its ``recipe``
     observer: Observer | None = None  #: hears what is measured on the way
+    shipped: Mapping[str, Record] = field(default_factory=dict)  #: measured on a device like this one, by key
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,11 @@ class Program(Protocol):
 
 @runtime_checkable
 class Device(Protocol):
-    """An opened device."""
+    """An opened device.
+
+    A device may have ``peaks() -> Peaks`` (see ``search.calibrate``), ``records`` (a ``Records`` of its own decisions),
+    and ``kind``: a text that is the same on all devices that its records may be shipped to.
+    """
 
     info: DeviceInfo
 

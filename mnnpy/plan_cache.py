@@ -191,8 +191,10 @@ class PlanCache:
         self.interface = self._read_interface()
 
     @classmethod
-    def of(cls, model: Any, devices: Sequence[Any], options: Options, limit: int) -> PlanCache | None:
-        """The cache for a Session; None where its plans cannot be kept."""
+    def of(
+        cls, model: Any, devices: Sequence[Any], options: Options, limit: int, shipped: str = ""
+    ) -> PlanCache | None:
+        """The cache for a Session; None where its plans cannot be kept. *shipped* identifies records from elsewhere."""
         fingerprint = getattr(devices[0], "fingerprint", None)
         if not options.cache or len(devices) != 1 or fingerprint is None or _extended() or not _code():
             return None
@@ -203,7 +205,7 @@ class PlanCache:
         chosen["optimize"] = sorted(options.optimize)
         chosen["algorithms"] = sorted(options.algorithms.items())
         known = _measured(devices[0], options)
-        described = json.dumps([FORMAT, fingerprint, options.thread_count, limit, chosen, known])
+        described = json.dumps([FORMAT, fingerprint, options.thread_count, limit, chosen, known, shipped])
         return cls(found, devices[0], digest(found.identity, _code(), described))
 
     # -- the model --

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from mnnpy.search.chooser import Chooser
     from mnnpy.search.observe import Observer
     from mnnpy.search.planner import Decision, Way
+    from mnnpy.search.records import Record
+    from mnnpy.search.shipping import Shipment
 
 __all__ = ["Context", "Executable", "Plan", "Step"]
 
@@ -59,6 +61,7 @@ class Context:
     memory_limit: int
     chooser: Chooser | None = None  #: where several devices compete
     observer: Observer | None = None  #: hears what is measured
+    shipment: Shipment | None = None  #: what was measured elsewhere and counts here
 
     @cached_property
     def host(self) -> Device:
@@ -66,6 +69,10 @@ class Context:
         from mnnpy.backends.registry import open_device
 
         return next((d for d in self.devices if d.info.backend == "reference"), None) or open_device("reference")
+
+    def shipped(self, device: int) -> Mapping[str, Record]:
+        """Records of the device of this number that were measured elsewhere."""
+        return {} if self.shipment is None or device < 0 else self.shipment.devices[device]
 
     @cached_property
     def crew(self) -> Crew:
@@ -386,7 +393,7 @@ class Executable:
                 part = partial(self._part, types, known, k)
                 reasons = _Late(lambda s=s: s.facts()["reasons"])  # type: ignore[misc]
                 program = restore(s.build, lambda s=s: s.facts()["steps"])
-                steps.append(Step(s.device, s.inputs, s.outputs, part, program, None, {}, reasons))
+                steps.append(Step(s.device, s.inputs, s.outputs, part, program, None, {}, reasons, 0))
         except (MnnpyError, ValueError, TypeError, KeyError, RuntimeError) as error:
             self._cache.unusable(key, error)
             return None
@@ -545,6 +552,7 @@ class Executable:
             algorithms=options.algorithms,
             recipe=self._cache is not None,
             observer=self.context.observer,
+            shipped=self.context.shipped(part.device),
         )
         program = device.compile(segment)
         return Step(device.info.backend, inputs, outputs, part.graph, program, None, {}, reasons, part.device)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mnnpy.explain import Explanation
     from mnnpy.search.chooser import Chooser
     from mnnpy.search.observe import Observer
+    from mnnpy.search.shipping import Shipment
 
 __all__ = ["NodeArg", "Session", "load_graph"]
 
@@ -70,6 +71,8 @@ class Session:
     backends: ``"auto"``, a backend name, or a list of names in order of preference. An opened device may stand for a
         name: sessions that share it share what it keeps, such as compiled kernels.
     options / keywords: see ``mnnpy.Options``.
+    tuning: what ``tuning_results()`` of another session gave, or a JSON file of it: counts as if it had been measured
+        here, where the devices are of the same kind. Records of others are skipped with a warning.
     observer: called with a ``search.observe.Event`` for all that is measured while planning.
 
     Many threads may call ``run`` on one Session. Raises ModelError, UnsupportedOpError, BackendUnavailableError.
@@ -81,12 +84,14 @@ class Session:
         backends: str | Device | Sequence[str | Device] = "auto",
         options: Options | None = None,
         *,
+        tuning: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         observer: Observer | None = None,
         **keywords: Any,
     ) -> None:
         self.options = Options.make(options, **keywords)
-        self._context = context = _context(backends, self.options, observer)
-        cache = PlanCache.of(model, context.devices, self.options, context.memory_limit)
+        self._context = context = _context(backends, self.options, observer, tuning)
+        shipped = "" if context.shipment is None else context.shipment.identity
+        cache = PlanCache.of(model, context.devices, self.options, context.memory_limit, shipped)
         graph = None
         if cache is None or cache.interface is None:
             with without_collector():
@@ -171,6 +176,14 @@ class Session:
         from mnnpy.explain import explain_plans
 
         return explain_plans(self._executable, self.options)
+
+    def tuning_results(self) -> dict[str, Any]:
+        """What was measured for the plans made so far, as plain data: ``json.dump`` it, and give it to other sessions
+        as ``tuning=``, here or on machines with devices of the same kind (see ``search/shipping.py``).
+        """
+        from mnnpy.search.shipping import results
+
+        return results(self._executable)
 
     def parts(self, feeds: Mapping[str, Any]) -> list[tuple[str, Graph]]:
         """What is compiled for *feeds*: (backend, static graph) per part, in order of execution."""
@@ -277,7 +290,10 @@ def load_graph(model: Any) -> Graph:
 
 
 def _context(
-    backends: str | Device | Sequence[str | Device], options: Options, observer: Observer | None
+    backends: str | Device | Sequence[str | Device],
+    options: Options,
+    observer: Observer | None,
+    tuning: Mapping[str, Any] | str | os.PathLike[str] | None,
 ) -> Context:
     from mnnpy.backends.registry import open_device
 
@@ -294,17 +310,26 @@ def _context(
     devices = tuple(open_device(n, **wanted) if isinstance(n, str) else n for n in names)
     if options.algorithms:
         _check_algorithms(devices, options)
-    chooser = _chooser(devices, options, observer)
-    return Context(devices, options, options.memory_limit or _physical_memory(), chooser, observer)
+    shipment = None
+    if tuning is not None:
+        from mnnpy.search.shipping import Shipment
+
+        if options.tune == "off":
+            raise InputError("tuning= gives records that tune='off' would not look at; leave one of them out")
+        shipment = Shipment.of(tuning, devices)
+    chooser = _chooser(devices, options, observer, shipment)
+    return Context(devices, options, options.memory_limit or _physical_memory(), chooser, observer, shipment)
 
 
-def _chooser(devices: Sequence[Device], options: Options, observer: Observer | None) -> Chooser | None:
+def _chooser(
+    devices: Sequence[Device], options: Options, observer: Observer | None, shipment: Shipment | None
+) -> Chooser | None:
     """What chooses among several devices; the interpreter only ever takes what nobody else does."""
     if options.placement == "order" or sum(d.info.backend != "reference" for d in devices) < 2:
         return None
     from mnnpy.search.chooser import Chooser
 
-    return Chooser(devices, options, observer)
+    return Chooser(devices, options, observer, shipment)
 
 
 def _check_algorithms(devices: Sequence[Device], options: Options) -> None:

@@ -19,7 +19,7 @@ from mnnpy.graph.ir import Array, Graph, Node, TensorType, Value
 from mnnpy.search.cost import Peaks
 from mnnpy.search.records import Record, Records, peak_records
 
-__all__ = ["calibrate", "device_fingerprint"]
+__all__ = ["KEY", "calibrate", "device_fingerprint", "device_kind"]
 
 KEY = "peaks"
 BUDGET = 2.0  #: seconds for all probes of a device
@@ -39,14 +39,25 @@ def device_fingerprint(device: Device) -> str:
     return f"{device.info.backend}; {device.info.name}; {facts}; mnnpy {mnnpy.__version__}"
 
 
-def calibrate(device: Device) -> Peaks:
-    """The peaks of *device*: its own, from the records, or measured now."""
+def device_kind(device: Device) -> str:
+    """What must be equal for records of one device to count on another: device, driver and this version.
+
+    Not the build, the machine around it, or the time of anything.
+    """
+    import mnnpy
+
+    own = getattr(device, "kind", None)
+    return device_fingerprint(device) if own is None else f"{own}; mnnpy {mnnpy.__version__}"
+
+
+def calibrate(device: Device, shipped: Mapping[str, Record] | None = None) -> Peaks:
+    """The peaks of *device*: its own, shipped, from the records, or measured now."""
     own = getattr(device, "peaks", None)
     if own is not None:
         declared: Peaks = own()
         return declared
     records = peak_records(device_fingerprint(device))
-    record = records.get(KEY)
+    record = (shipped or {}).get(KEY) or records.get(KEY)
     if record is None:
         record = Record(KEY, records.fingerprint, measure_probes(device), "", "calibration")
         records.add(record)

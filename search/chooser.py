@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mnnpy.backends.base import Device
 from mnnpy.graph.ir import Graph
@@ -15,6 +15,9 @@ from mnnpy.search.place import Machine
 from mnnpy.search.planner import Decision, Way, decide, graph_key, made_up, measured, ways
 from mnnpy.search.records import Records
 from mnnpy.store import cache_folder
+
+if TYPE_CHECKING:
+    from mnnpy.search.shipping import Shipment
 
 __all__ = ["Chooser", "Runnable"]
 
@@ -28,9 +31,16 @@ class Runnable(Protocol):
 class Chooser:
     """The choice among devices for one session; decisions are kept in ``plans.jsonl``."""
 
-    def __init__(self, devices: Sequence[Device], options: Options, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        options: Options,
+        observer: Observer | None = None,
+        shipment: Shipment | None = None,
+    ) -> None:
         self.observer = observer
-        self.machine = Machine(devices)
+        self.shipped = shipment.plans if shipment is not None else {}
+        self.machine = Machine(devices, None if shipment is None else shipment.devices)
         self.options = options
         fingerprint = " | ".join(device_fingerprint(d) for d in devices)
         self.records = Records(fingerprint, cache_folder() / "plans.jsonl")
@@ -45,7 +55,7 @@ class Chooser:
         """The way to take and why: recorded, measured on *feeds* where that is asked for, or predicted."""
         options = self.options
         key = graph_key(graph, self.machine, options.precision, options.thread_count)
-        record = self.records.get(key) if options.tune != "off" else None
+        record = (self.shipped.get(key) or self.records.get(key)) if options.tune != "off" else None
         tell = teller(self.observer, Task(key, f"graph {graph.name}", "", {w.name: w.predicted for w in found}))
         if record is None and options.seconds > 0 and len(found) > 1:
             inputs = feeds if feeds is not None else made_up(graph)

@@ -20,6 +20,7 @@ from mnnpy.search.assign import Flow, Problem, Solution, Task, solve
 from mnnpy.search.calibrate import calibrate
 from mnnpy.search.cost import predict
 from mnnpy.search.partition import CONTROL, HOST, STAYS, Assignment, is_host_node
+from mnnpy.search.records import Record
 
 __all__ = ["Estimate", "Machine", "Placement", "chunks", "estimate", "place"]
 
@@ -38,9 +39,11 @@ View = Callable[[Node], NodeView]
 class Machine:
     """Opened devices with what they reach. Space 0 is the host's memory, space k + 1 that of device k."""
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[Device], shipped: Sequence[Mapping[str, Record]] | None = None) -> None:
+        """*shipped*: records that were measured elsewhere, for each device."""
         self.devices = tuple(devices)
-        self.peaks = tuple(None if _interprets(d) else calibrate(d) for d in devices)
+        given = shipped or [{}] * len(self.devices)
+        self.peaks = tuple(None if _interprets(d) else calibrate(d, s) for d, s in zip(devices, given, strict=True))
         self.limits = tuple(float(d.info.facts.get("memory", inf)) for d in devices)
         self._seconds: dict[tuple[int, str], tuple[float, str]] = {}
 

@@ -51,6 +51,7 @@ class Decision:
     reason: str
     predicted: Mapping[str, float]
     measured: Mapping[str, float]
+    key: str = ""  #: of the record that it rests on
 
     def __str__(self) -> str:
         runs = [f"{n} {1e3 * s:.3g} ms" for n, s in sorted(self.measured.items(), key=lambda item: item[1])]
@@ -131,7 +132,7 @@ def decide(found: Sequence[Way], record: Record | None) -> tuple[Way, Decision]:
     if record is None or way is None:
         return found[0], Decision(found[0].name, "cost model", predicted, {})
     best = {name: min(times) for name, times in record.samples.items() if times and name in predicted}
-    return way, Decision(way.name, record.reason, predicted, best)
+    return way, Decision(way.name, record.reason, predicted, best, record.key)
 
 
 def measured(

@@ -1,23 +1,27 @@
 """Tuning records: JSON lines on disk, one measured decision a line, shared by processes.
 
 A line holds the task's key, the fingerprint of device and build, every candidate with its samples, the decision
-and the reason. Lines are appended in one write, so writers never tear each other's; corrupt or foreign lines are
-skipped with one warning; a folder that cannot be written leaves the records in memory.
+and the reason. Lines are appended in one write that begins and ends them, so writers never tear each other's, and one
+that a full disk cut off spoils no other; corrupt or foreign lines are skipped with one warning; a folder that cannot be
+written leaves the records in memory.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from mnnpy.classes import dataclass, field, field_names
 from mnnpy.store import cache_folder
 
-__all__ = ["SCHEMA", "Record", "Records", "peak_records"]
+__all__ = ["SCHEMA", "Record", "Records", "peak_records", "plain", "record_of"]
 
 SCHEMA = 1
 
@@ -36,6 +40,26 @@ class Record:
     decision: str
     reason: str
     predicted: Mapping[str, float] = field(default_factory=dict)
+
+
+def plain(record: Record) -> dict[str, Any]:
+    """A record as plain data."""
+    return {name: getattr(record, name) for name in field_names(record)}
+
+
+def record_of(row: Mapping[str, Any]) -> Record:
+    """The record of plain data, without what newer versions add; raises ValueError or TypeError where it is none."""
+    known = field_names(Record)
+    record = Record(**{name: value for name, value in row.items() if name in known})
+    texts = (record.key, record.fingerprint, record.decision, record.reason)
+    if not all(isinstance(t, str) for t in texts):
+        raise ValueError("key, fingerprint, decision and reason are texts")
+    if record.decision and not record.samples.get(record.decision):
+        raise ValueError("the decision was not measured")
+    for times in record.samples.values():
+        if not all(isinstance(t, (int, float)) and 0 <= t < inf for t in times):
+            raise ValueError("a sample is no number of seconds")
+    return record
 
 
 def peak_records(fingerprint: str) -> Records:
@@ -63,13 +87,14 @@ class Records:
             self._all()[record.key] = record
             if self.path is None:
                 return
-            row = {"schema": SCHEMA, **{name: getattr(record, name) for name in field_names(record)}}
-            line = json.dumps(row, separators=(",", ":")) + "\n"
+            row = {"schema": SCHEMA, **plain(record)}
+            line = f"\n{json.dumps(row, separators=(',', ':'))}\n".encode()
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
                 try:
-                    os.write(handle, line.encode())
+                    if os.write(handle, line) < len(line):
+                        raise OSError(errno.ENOSPC, "only a part was written")
                 finally:
                     os.close(handle)
             except OSError as error:
@@ -93,14 +118,12 @@ class Records:
             return []
         records, bad = [], 0
         for line in lines:
+            if not line:
+                continue
             try:
                 row = json.loads(line)
-                if row.pop("schema") != SCHEMA:
-                    continue
-                record = Record(**row)
-                if not isinstance(record.key, str) or (record.decision and record.decision not in record.samples):
-                    raise ValueError("incomplete record")
-                records.append(record)
+                if row.pop("schema") == SCHEMA:
+                    records.append(record_of(row))
             except (ValueError, TypeError, KeyError, AttributeError):
                 bad += 1
         if bad:

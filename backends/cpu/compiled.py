@@ -117,7 +117,9 @@ class CpuProgram:
         ]
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row per kernel call; where an algorithm was chosen also *reason*, *predicted* and *measured* seconds."""
+        """One row per kernel call; where an algorithm was chosen also *reason*, *predicted* and *measured* seconds, and
+        the key of the *record* that it rests on, if any.
+        """
         rows: list[dict[str, Any]] = []
         for (op, name, shape, _, flops, moved, choice), native in zip(
             self._facts, self._native.describe(), strict=True
@@ -125,7 +127,7 @@ class CpuProgram:
             row = {"op": op, "node": name, "algorithm": native["algorithm"], "shape": shape}
             rows.append({**row, "flops": flops, "bytes": moved})
             if choice is not None:
-                rows[-1].update(zip(("reason", "predicted", "measured"), choice, strict=True))
+                rows[-1].update(zip(("reason", "predicted", "measured", "record"), choice, strict=True))
         return rows
 
     @property

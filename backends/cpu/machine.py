@@ -7,17 +7,19 @@ from pathlib import Path
 
 from mnnpy.backends.cpu import _native
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "processor"]
 
 
 @cache
 def fingerprint() -> str:
     """The machine and the build that a decision holds for."""
     built = Path(_native.__file__).stat()
-    return f"{_cpu_name()}; {','.join(_native.cpu_features())}; build {built.st_size}-{int(built.st_mtime)}"
+    return f"{processor()}; {','.join(_native.cpu_features())}; build {built.st_size}-{int(built.st_mtime)}"
 
 
-def _cpu_name() -> str:
+@cache
+def processor() -> str:
+    """The processor's name as the system tells it."""
     try:
         with Path("/proc/cpuinfo").open() as lines:
             for line in lines:

@@ -155,6 +155,14 @@ class CpuDevice:
 
         return records()
 
+    @property
+    def kind(self) -> str:
+        """What decisions can be shipped for: any machine with this processor, instruction set and version."""
+        from mnnpy.backends.cpu.machine import processor
+
+        features = ",".join(self.info.facts["features"])
+        return f"cpu; {processor()}; {self.isa}; {features}; {self._native.missing_amx()}"
+
     def peaks(self) -> Peaks:
         """What the kernels reach with this device's threads."""
         from mnnpy.backends.cpu.calibrate import peaks
@@ -174,7 +182,7 @@ class CpuDevice:
         graph = lower(segment.graph, segment.optimize, segment.precision)
         graph, choices = select_algorithms(
             graph, segment.precision, threads, segment.tuning, segment.algorithms, self.isa, segment.records,
-            segment.observer,
+            segment.observer, segment.shipped,
         )  # fmt: skip
         if "fuse_strips" in segment.optimize:
             graph = prune(fuse_strips(graph, threads))

@@ -23,7 +23,7 @@ from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.algorithms import TABLE, Algorithm, selectable
 from mnnpy.backends.cpu.calibrate import calibrated, peaks
 from mnnpy.backends.cpu.machine import fingerprint
-from mnnpy.classes import dataclass
+from mnnpy.classes import dataclass, field
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.cost import Peaks, predict
 from mnnpy.search.measure import measure
@@ -55,6 +55,7 @@ class Choice:
     measured: float | None = None
     candidates: tuple[str, ...] = ()
     final: bool = True  #: False where time ran out: another session will measure
+    key: str = ""  #: of the record that it rests on
 
 
 @cache
@@ -104,12 +105,13 @@ def select_algorithms(
     isa: str | None = None,
     known: bool = True,
     observer: Observer | None = None,
+    shipped: Mapping[str, Record] | None = None,
 ) -> tuple[Graph, dict[str, Choice]]:
     """*graph* with the attribute ``algorithm`` on products and convolutions, and the choices by first output.
 
     *budget*: seconds that may be spent on measuring. *forced*: op → algorithm, taken wherever a kernel accepts it.
     *isa*: the highest instruction set of kernels, None for the best. *known*: whether earlier measurements count.
-    *observer* hears what is measured.
+    *observer* hears what is measured. *shipped*: what was measured on a machine like this one, by key.
     """
     if precision == "low":
         low = {"precision": "low"}
@@ -119,7 +121,7 @@ def select_algorithms(
     if not views:
         return graph, {}
     isa = isa or _native.isa()
-    selector = Selector(precision, threads, budget, dict(forced or {}), records(), isa, known, observer)
+    selector = Selector(precision, threads, budget, dict(forced or {}), records(), isa, known, observer, shipped or {})
     choices = selector.run(views)
     chosen = []
     for node in graph.nodes:
@@ -151,6 +153,7 @@ class Selector:
     isa: str
     known: bool = True
     observer: Observer | None = None
+    shipped: Mapping[str, Record] = field(default_factory=dict)
     _peaks: Peaks | None = None
     _calibrated: bool | None = None
 
@@ -218,11 +221,11 @@ class Selector:
         close = {n: s for n, s in ranked.items() if s <= SHORTLIST * ranked[best]}
         if len(close) == 1 or ranked[best] < MATTERS:
             return Choice(best, "cost model", ranked[best], None, names)
-        record = self.records.get(key) if self.known else None
+        record = (self.shipped.get(key) or self.records.get(key)) if self.known else None
         if record is not None and record.decision in ranked:
             seconds = min(record.samples[record.decision])
             teller(self.observer, _task(key, view, ranked))("recalled", record.decision, seconds, record)
-            return Choice(record.decision, record.reason, ranked[record.decision], seconds, names)
+            return Choice(record.decision, record.reason, ranked[record.decision], seconds, names, key=key)
         if self.budget <= 0:
             return Choice(best, "cost model", ranked[best], None, names)
         return None
@@ -248,7 +251,7 @@ class Selector:
         record = Record(key, self.records.fingerprint, samples, best, reason, {n: ranked[n] for n in shortlist})
         self.records.add(record)
         tell("decided", best, min(samples[best]), record)
-        return Choice(best, reason, ranked[best], min(samples[best]), names)
+        return Choice(best, reason, ranked[best], min(samples[best]), names, key=key)
 
 
 def _direct_is_least(entries: list[Algorithm], view: NodeView) -> bool:

@@ -50,7 +50,7 @@ def whys(session: mnnpy.Session) -> list[str]:
 
 def lines(records: Records) -> list[dict[str, Any]]:
     assert records.path is not None
-    return [json.loads(line) for line in records.path.read_text().splitlines()]
+    return [json.loads(line) for line in records.path.read_text().splitlines() if line]
 
 
 def test_calibrated_and_measured_once_then_cached(fresh: Records, monkeypatch: pytest.MonkeyPatch) -> None:
