@@ -10,6 +10,7 @@ import pytest
 
 from mnnpy.backends.kernels.device import KernelDevice
 from mnnpy.backends.kernels.driver import Caps
+from mnnpy.graph.ir import Array
 from tests.emulation.interpreter import interpreted
 from tests.unit.kernel_ops import opencl, oracle, run_node
 
@@ -73,7 +74,7 @@ def test_depthwise(name: str, case: Case) -> None:
     bias = rng.standard_normal(2 * channels, dtype=np.float32)
     attrs = {**case.attrs, "group": channels}
     sums = oracle("Convolution", [a.astype(np.float64) for a in (x, w, bias)], attrs)
-    residual = rng.standard_normal(sums.shape, dtype=np.float32)
+    residual: Array = rng.standard_normal(sums.shape, dtype=np.float32)
     y, kernels = run_node(
         opened(name), "Convolution", [x, w, bias, residual], sums.shape, {**attrs, "act": "Relu"}, constants=(1, 2)
     )

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from mnnpy.backends.kernels.device import KernelDevice
+from mnnpy.backends.kernels.driver import Caps
 from mnnpy.decompose.registry import get_op
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array
+from tests.emulation.interpreter import interpreted
 from tests.unit.kernel_helpers import device, run_node
 
 RNG = np.random.default_rng(11)
@@ -133,3 +135,26 @@ def test_scatter_with_repeated_indices(on: KernelDevice, fn: str, dtype: DType) 
 def test_many_float_updates_are_added_by_atomics(on: KernelDevice) -> None:
     data, updates = np.zeros((10, 2), np.float32), RNG.random((5000, 2)).astype(np.float32)
     check(on, "Scatter", data, RNG.integers(0, 10, 5000), updates, fn="add", tolerance=1e-5)
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("length", [7, 16, 45])
+def test_rows_by_vectors_interpreted(lanes: int, length: int) -> None:
+    """No access out of bounds at the ends of rows and of tensors; more rows than items."""
+    on = interpreted(Caps(frozenset({"storage8", "storage16"}), lanes=lanes, cpu_like=True))
+    x = normal(35, length)
+    for op in ("Softmax", "LogSoftmax"):
+        check(on, op, x, axis=-1)
+    check(on, "LayerNormalization", x, normal(length), normal(length), outputs=3, axis=-1, tolerance=1e-5)
+    check(on, "RMSNormalization", x, normal(length), axis=-1, tolerance=1e-5)
+    for fn in ("Sum", "Mean", "L1", "L2", "SumSquare"):
+        check(on, "Reduce", x, fn=fn, axes=(1,), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("length", [16, 33, 2100, 40001])
+def test_long_rows_of_softmax(on: KernelDevice, length: int) -> None:
+    x = 3 * normal(3, length)
+    x[1, length // 2] = np.nan
+    x[2, 3:] = -np.inf
+    check(on, "Softmax", x, axis=-1)
+    check(on, "LogSoftmax", x[:2], axis=-1)

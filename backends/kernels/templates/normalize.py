@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from math import prod
 
-from mnnpy.backends.kernels.builder import KernelBuilder
 from mnnpy.backends.kernels.ir import Expr, const, register_type, select
 from mnnpy.backends.kernels.lowering import Declined, Lowering, template
 from mnnpy.backends.kernels.templates.rows import Rows
@@ -36,25 +35,41 @@ def _softmax(work: Lowering, node: Node, *, log: bool) -> None:
         raise Declined(f"{node.op} of a scalar has no kernel")
     length, inner = shape[axis], prod(shape[axis + 1 :])
     count = work.count(name) // max(1, length)
-    rows = Rows(work, "log_softmax" if log else "softmax", count, length)
+    rows = Rows(work, "log_softmax" if log else "softmax", count, length, vectors=dtype is DType.F32 and inner == 1)
     b = rows.builder
     x, y = b.buffer("x", dtype), b.buffer("y", dtype, "w")
     many, size, step = b.scalar("count"), b.scalar("length"), b.scalar("inner")
     kind = register_type(dtype)
     with rows.each(many) as row:
         base = b.let((row / step) * size * step + row % step)
-        top = b.mutable(const(float("-inf"), kind))
-        with rows.loop(size) as k:
-            v = b.let(b.load(x, base + k * step))
-            b.assign(top, _largest(top, v))
-        peak = b.let(rows.total(top, _largest, "max"))
-        whole = rows.sum(size, kind, lambda s, k: s + (b.load(x, base + k * step) - peak).call("exp"))
+
+        def shifted(k: Expr, lanes: int) -> Expr:
+            return b.let(b.load(x, base + k * step, lanes) - peak.splat(lanes))
+
+        def add(total: Expr, k: Expr) -> Expr:
+            power = b.let(shifted(k, total.type.lanes).call("exp"))
+            if rows.width > 1 and not log:
+                b.store(y, base + k * step, power)
+            return total + power
+
+        def put(k: Expr, lanes: int) -> None:
+            at, factor = b.let(base + k * step), scale.splat(lanes)
+            if log:
+                b.store(y, at, shifted(k, lanes) - factor)
+            else:  # an item that has a row to itself kept the exponentials there
+                power = b.load(y, at, lanes) if rows.width > 1 else shifted(k, lanes).call("exp")
+                b.store(y, at, power * factor)
+
+        lowest = const(float("-inf"), kind)
+
+        def larger(top: Expr, k: Expr) -> Expr:
+            return _largest(top, b.let(b.load(x, base + k * step, top.type.lanes)))
+
+        peak = b.let(rows.fold(size, lowest, larger, _largest, "max"))
+        whole = rows.sum(size, kind, add)
         scale = b.let(whole.call("log") if log else 1.0 / whole)
-        with rows.loop(size) as k:
-            at = b.let(base + k * step)
-            shifted = b.let(b.load(x, at) - peak)
-            b.store(y, at, shifted - scale if log else shifted.call("exp") * scale)
-    scalars = {"count": count, "length": length, "inner": inner}
+        rows.every(size, put)
+    scalars = {"count": count, "length": length, "inner": inner, **rows.scalars}
     work.launch(node, b.build(), {"x": name, "y": out}, rows.groups if count else 0, scalars)
 
 
@@ -99,7 +114,8 @@ def _normalization(work: Lowering, node: Node, *, centred: bool) -> None:
             dims = dims[1:]
         if dims != shape[axis:]:
             raise Declined(f"parameters of shape {work.shape(parameter)} are not one for each of {length} elements")
-    rows = Rows(work, node.op.lower(), count, length)
+    vectors = all(work.dtype(o) is DType.F32 for o in (*operands.values(), *filter(None, node.outputs)))
+    rows = Rows(work, node.op.lower(), count, length, vectors=vectors)
     b = rows.builder
     readers = {n: b.buffer(n, work.dtype(o)) for n, o in operands.items()}
     results = {n: o for n, o in zip(("y", "mean", "inverse"), node.outputs, strict=False) if o}
@@ -109,18 +125,28 @@ def _normalization(work: Lowering, node: Node, *, centred: bool) -> None:
     with rows.each(many) as row:
         base = b.let(row * size)
 
-        def element(k: Expr) -> Expr:
-            return b.load(readers["x"], base + k)
+        def element(k: Expr, lanes: int) -> Expr:
+            found = b.load(readers["x"], base + k, lanes)
+            return found - mean.splat(lanes) if centred else found
 
-        mean = b.let(rows.sum(size, DType.F32, lambda s, k: s + element(k)) * per) if centred else const(0.0, DType.F32)
-        spread = rows.sum(size, DType.F32, lambda s, k: s + _square(b, element(k) - mean if centred else element(k)))
-        inverse = b.let(1.0 / (spread * per + epsilon).call("sqrt"))
-        with rows.loop(size) as k:
-            value = ((element(k) - mean) if centred else element(k)) * inverse * b.load(readers["scale"], k)
+        def square(k: Expr, lanes: int) -> Expr:
+            found = b.let(element(k, lanes))
+            return found * found
+
+        def put(k: Expr, lanes: int) -> None:
+            value = element(k, lanes) * inverse.splat(lanes) * b.load(readers["scale"], k, lanes)
             if "shift" in readers:
-                value = value + b.load(readers["shift"], k)
+                value = value + b.load(readers["shift"], k, lanes)
             if "y" in writers:
                 b.store(writers["y"], base + k, value)
+
+        mean = const(0.0, DType.F32)
+        if centred:
+            total = rows.sum(size, DType.F32, lambda s, k: s + b.load(readers["x"], base + k, s.type.lanes))
+            mean = b.let(total * per)
+        spread = rows.sum(size, DType.F32, lambda s, k: s + square(k, s.type.lanes))
+        inverse = b.let(1.0 / (spread * per + epsilon).call("sqrt"))
+        rows.every(size, put)
         with rows.once():
             for key, value in (("mean", mean), ("inverse", inverse)):
                 if key in writers:
@@ -130,10 +156,6 @@ def _normalization(work: Lowering, node: Node, *, centred: bool) -> None:
         "length": length,
         "epsilon": node.attrs.get("epsilon", 1e-5),
         "per": 1.0 / max(1, length),
+        **rows.scalars,
     }
     work.launch(node, b.build(), operands | results, rows.groups if count else 0, scalars)
-
-
-def _square(b: KernelBuilder, x: Expr) -> Expr:
-    x = b.let(x)
-    return x * x

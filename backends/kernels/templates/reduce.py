@@ -84,7 +84,8 @@ def reduce(work: Lowering, node: Node) -> None:
     kept = _runs([(shape[k], strides[k]) for k in range(len(shape)) if k not in axes])
     gone = _runs([(shape[k], strides[k]) for k in sorted(axes)])
     count, length = prod(n for n, _ in kept), prod(n for n, _ in gone)
-    rows = Rows(work, "reduce", count, length, dense=not gone or gone[-1][1] == 1)
+    vectors = fn in _SUMS and dtype is DType.F32 and len(gone) == 1 and gone[0][1] == 1
+    rows = Rows(work, "reduce", count, length, dense=not gone or gone[-1][1] == 1, vectors=vectors)
     b = rows.builder
     x, y = b.buffer("x", dtype), b.buffer("y", work.dtype(out), "w")
     scalars: dict[str, int | float] = {"count": count, "length": length, "offset": offset}
@@ -95,7 +96,8 @@ def reduce(work: Lowering, node: Node) -> None:
         kind = register_type(dtype)
 
         def step(so_far: Expr, r: Expr) -> Expr:
-            return combine(b, fn, so_far, b.let(b.load(x, base + _offset(b, r, gone, "g", scalars))))
+            at = base + _offset(b, r, gone, "g", scalars)
+            return combine(b, fn, so_far, b.let(b.load(x, at, so_far.type.lanes)))
 
         if fn in _SUMS:
             total = rows.sum(size, kind, step)
@@ -106,7 +108,7 @@ def reduce(work: Lowering, node: Node) -> None:
             total = rows.total(partial, lambda one, other: combine(b, fn, one, other))
         with rows.once():
             b.store(y, row, finish(fn, total, size, dtype))
-    work.launch(node, b.build(), {"x": name, "y": out}, rows.groups if count else 0, scalars)
+    work.launch(node, b.build(), {"x": name, "y": out}, rows.groups if count else 0, scalars | rows.scalars)
 
 
 def _expr(value: Expr | int) -> Expr:
