@@ -14,9 +14,9 @@ import stat
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from mnnpy.store import Store, cache_folder, digest
 if TYPE_CHECKING:
     from mnnpy.options import Options
 
-__all__ = ["Interface", "ModelFile", "PlanCache", "StoredPlan", "StoredStep", "signature_of"]
+__all__ = ["Interface", "LateTexts", "ModelFile", "PlanCache", "StoredPlan", "StoredStep", "signature_of"]
 
 #: Raised with every change of the form of entries.
 FORMAT = 2
@@ -466,3 +466,23 @@ def signature_of(types: Mapping[str, Any], values: Mapping[str, Any]) -> str | N
         return None
     named = json.dumps([[name, str(t), name in held] for name, t in types.items()])
     return digest(named, *(v.tobytes() for v in held.values()))
+
+
+class LateTexts(Mapping[str, str]):
+    """A mapping that is made when somebody looks."""
+
+    def __init__(self, make: Callable[[], Mapping[str, str]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, str]:
+        return self._make()
+
+    def __getitem__(self, key: str) -> str:
+        return self._made[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)

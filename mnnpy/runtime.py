@@ -20,12 +20,11 @@ import numpy as np
 
 from mnnpy.backends.base import Device, Program, Recipe, Segment
 from mnnpy.classes import dataclass, field
-from mnnpy.errors import InputError, MnnpyError, ModelError
-from mnnpy.graph.dims import numel
-from mnnpy.graph.dtypes import DType
+from mnnpy.errors import MnnpyError, ModelError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value, tensor_type_of
+from mnnpy.limits import check_arenas, check_memory
 from mnnpy.options import Options
-from mnnpy.plan_cache import PlanCache, StoredPlan, StoredStep, signature_of
+from mnnpy.plan_cache import LateTexts, PlanCache, StoredPlan, StoredStep, signature_of
 
 if TYPE_CHECKING:  # a plan that is kept on disk needs none of them
     from mnnpy.decompose.lower import Decomposed
@@ -391,7 +390,7 @@ class Executable:
         try:
             for k, s in enumerate(found.steps):
                 part = partial(self._part, types, known, k)
-                reasons = _Late(lambda s=s: s.facts()["reasons"])  # type: ignore[misc]
+                reasons = LateTexts(lambda s=s: s.facts()["reasons"])  # type: ignore[misc]
                 program = restore(s.build, lambda s=s: s.facts()["steps"])
                 steps.append(Step(s.device, s.inputs, s.outputs, part, program, None, {}, reasons, 0))
         except (MnnpyError, ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -454,7 +453,7 @@ class Executable:
     def _build(self, spec: Specialized, feeds: Sequence[Any] | None = None) -> Plan | None:
         """A plan, or None where a rule asked for the value of an input (then ``_wanted`` names it)."""
         context = self.context
-        _check_memory(spec.graph, context.memory_limit)
+        check_memory(spec.graph, context.memory_limit)
         if context.chooser is not None:
             graph = self._recognized(spec.graph)
             if found := context.chooser.ways(graph):
@@ -491,7 +490,7 @@ class Executable:
         """Compile the parts."""
         context = self.context
         steps = self._steps(lowered, way)
-        _check_arenas(self.graph.name, steps, context.memory_limit)
+        check_arenas(self.graph.name, steps, context.memory_limit)
         late = Executable(spec.late, context, self.depth + 1) if spec.late is not None else None
         outputs = tuple(lowered.names.get(n, n) for n in spec.outputs)
         if late is not None:
@@ -582,26 +581,6 @@ def _facts(step: Step, recipe: Recipe) -> dict[str, Any]:
     return {"steps": recipe.facts(), "reasons": dict(step.reasons)}
 
 
-class _Late(Mapping[str, str]):
-    """A mapping that is made when somebody looks."""
-
-    def __init__(self, make: Callable[[], Mapping[str, str]]) -> None:
-        self._make = make
-
-    @cached_property
-    def _made(self) -> Mapping[str, str]:
-        return self._make()
-
-    def __getitem__(self, key: str) -> str:
-        return self._made[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-
 def _kind(value: Any) -> Any:
     if isinstance(value, list):
         return "list"
@@ -620,34 +599,3 @@ def _rename_inputs(graph: Graph, names: tuple[str, ...]) -> Graph:
         inputs=tuple(unique.values()),
         nodes=tuple(n.replace(inputs=tuple(new.get(i, i) for i in n.inputs)) for n in graph.nodes),
     )
-
-
-def _check_arenas(name: str, steps: Sequence[Step], limit: int) -> None:
-    """Refuse a plan whose programs need more memory together; programs allocate when they first run."""
-    sizes = {k: s.program.memory for k, s in enumerate(steps) if s.program is not None}
-    total = sum(m.get("arena", 0) + m.get("scratch", 0) for m in sizes.values())
-    if total > limit:
-        raise ModelError(
-            f"graph '{name}' needs {total / 2**20:.1f} MiB for intermediate values, more than the memory limit of "
-            f"{limit / 2**20:.1f} MiB; use smaller inputs or raise Options.memory_limit"
-        )
-
-
-def _check_memory(graph: Graph, limit: int) -> None:
-    """Refuse a plan with a tensor that cannot fit, before anybody tries to allocate it."""
-    for node in graph.nodes:
-        for name in node.outputs:
-            t = graph.types.get(name)
-            if isinstance(t, TensorType) and t.is_static and t.dtype is not DType.STRING:
-                size = int(numel(t.shape or ())) * t.dtype.itemsize  # type: ignore[arg-type]
-                if size > limit:
-                    raise ModelError(
-                        f"node '{node.label}' ({node.op}) would produce {t}: {size / 2**30:.1f} GiB, more than the "
-                        f"memory limit of {limit / 2**30:.1f} GiB; use smaller inputs or raise Options.memory_limit"
-                    )
-
-
-def require_inputs(names: Sequence[str], missing: Sequence[str]) -> None:
-    """Raise InputError for inputs that were not given."""
-    if missing:
-        raise InputError(f"missing input(s): {', '.join(missing)}; the model takes {', '.join(names)}")
