@@ -27,6 +27,7 @@ __all__ = [
     "Recipe",
     "Segment",
     "Support",
+    "device_names",
 ]
 
 #: Version of this interface; a provider with another one is skipped with a clear reason.
@@ -148,6 +149,8 @@ class Device(Protocol):
 
     A device may have ``peaks() -> Peaks`` (see ``search.calibrate``), ``records`` (a ``Records`` of its own decisions),
     and ``kind``: a text that is the same on all devices that its records may be shipped to.
+    ``tries = True`` says that ``supports`` finds out by trying, which is dear: a placement asks it only about nodes
+    that the device would get.
     """
 
     info: DeviceInfo
@@ -191,3 +194,14 @@ class Backend(Protocol):
     def open(self, info: DeviceInfo, **options: Any) -> Device:
         """Open a device; raises BackendUnavailableError with reason and remedy."""
         ...
+
+
+def device_names(devices: Sequence[Device]) -> tuple[str, ...]:
+    """What to call each device: its backend, with its own name where several of that one are open (``null:gpu``)."""
+    backends = [d.info.backend for d in devices]
+    found: list[str] = []
+    for device, backend in zip(devices, backends, strict=True):
+        name = backend if backends.count(backend) == 1 else f"{backend}:{device.info.name}"
+        same = sum(n.partition("#")[0] == name for n in found)
+        found.append(f"{name}#{same + 1}" if same else name)
+    return tuple(found)

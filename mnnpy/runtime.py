@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnnpy.backends.base import Device, Program, Recipe, Segment
+from mnnpy.backends.base import Device, Program, Recipe, Segment, device_names
 from mnnpy.classes import dataclass, field
 from mnnpy.errors import MnnpyError, ModelError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value, tensor_type_of
@@ -61,6 +61,11 @@ class Context:
     chooser: Chooser | None = None  #: where several devices compete
     observer: Observer | None = None  #: hears what is measured
     shipment: Shipment | None = None  #: what was measured elsewhere and counts here
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the devices are called in plans."""
+        return device_names(self.devices)
 
     @cached_property
     def host(self) -> Device:
@@ -540,7 +545,9 @@ class Executable:
             bodies = {key: Executable(body, self.context, self.depth + 1) for key, body in node.subgraphs()}
             read = tuple(dict.fromkeys(n for n in node.inputs if n))
             return Step("control", read, node.outputs, part.graph, None, node, bodies, reasons)
-        device = self.context.host if part.device == HOST else self.context.devices[part.device]
+        hosted = part.device == HOST
+        device = self.context.host if hosted else self.context.devices[part.device]
+        name = device.info.backend if hosted else self.context.names[part.device]
         segment = Segment(
             part.graph,
             precision=options.precision,
@@ -554,7 +561,7 @@ class Executable:
             shipped=self.context.shipped(part.device),
         )
         program = device.compile(segment)
-        return Step(device.info.backend, inputs, outputs, part.graph, program, None, {}, reasons, part.device)
+        return Step(name, inputs, outputs, part.graph, program, None, {}, reasons, part.device)
 
 
 def _guessed(lowered: Decomposed, chosen: Sequence[Assignment]) -> list[float] | None:

@@ -166,8 +166,8 @@ class Session:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Names of the backends in use, in order of preference."""
-        return tuple(d.info.backend for d in self._context.devices)
+        """Names of the backends in use, in order of preference; ``backend:device`` where several are of one backend."""
+        return self._context.names
 
     def explain(self, feeds: Mapping[str, Any] | None = None) -> Explanation:
         """What runs where, by which algorithm and why: for all plans made so far, or the plan for *feeds*."""

@@ -1,25 +1,31 @@
 """Which device runs which task: least total time with transfers, under memory limits. Knows no backend.
 
 Tasks are states of a ``Network`` (one per device), values are edges whose conversions are copies between memory spaces,
-paid once per space however many tasks read there. Memory limits couple all tasks of a device, so they are added by
-branch and bound: the relaxation without them is solved exactly, and where its best assignment overfills a device, one
-of the tasks there must leave it (Land and Doig, 1960). Times add up: that parts of a plan may overlap on different
-devices is not counted.
+paid once per space however many tasks read there. Memory limits couple all tasks of a device: a byte of weights there
+gets a price, with which the network is solved as before and gives a bound (Lagrangian relaxation: Everett, 1963;
+Geoffrion, 1974), and branch and bound closes what is left of the gap (Land and Doig, 1960). Times add up: that parts
+of a plan may overlap on different devices is not counted.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
+
+import numpy as np
 
 from mnnpy.search.layout import Network
 
-__all__ = ["Flow", "Problem", "Solution", "Task", "cost", "resident", "solve"]
+__all__ = ["Bond", "Flow", "Problem", "Solution", "Task", "cost", "resident", "solve"]
 
-#: Relaxations solved before the search for a proof ends.
+#: Networks solved before the search for a proof ends.
 NODES = 400
+#: Entries of the largest table of a network.
+TABLE = 1 << 20
+#: An assignment this close to the bound is good enough where a proof takes long.
+GAP = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,15 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class Bond:
+    """Two tasks that a device fuses where it gets both: seconds that this saves on each device, 0 where it cannot."""
+
+    first: int
+    second: int
+    saved: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Tasks in topological order, values between them, and the machine.
 
@@ -55,6 +70,7 @@ class Problem:
     latency: tuple[tuple[float, ...], ...]
     per_byte: tuple[tuple[float, ...], ...]
     limits: tuple[float, ...] = ()
+    bonds: tuple[Bond, ...] = ()
 
     def copy(self, size: float, source: int, target: int) -> float:
         """Seconds of a copy between spaces."""
@@ -81,6 +97,9 @@ def cost(problem: Problem, devices: Sequence[int]) -> float:
         source = 0 if flow.producer is None else problem.spaces[devices[flow.producer]]
         wanted = {problem.spaces[devices[u]] for u in flow.users} | ({0} if flow.output else set())
         total += sum(problem.copy(flow.size, source, s) for s in wanted)
+    for bond in problem.bonds:
+        if devices[bond.first] == devices[bond.second]:
+            total -= bond.saved[devices[bond.first]]
     return total
 
 
@@ -90,17 +109,17 @@ def resident(problem: Problem, devices: Sequence[int], device: int) -> float:
     return sum(t.weights for t in own) + max((t.scratch for t in own), default=0.0)
 
 
-def solve(problem: Problem, nodes: int = NODES) -> Solution | None:
+def solve(problem: Problem, nodes: int = NODES, gap: float = GAP) -> Solution | None:
     """The fastest assignment within the limits; None where there is none.
 
-    Exact unless the network is too wide for its tables or more than *nodes* relaxations would be needed: ``bound``
-    then says how far off it can be.
+    Exact unless the network is too wide for its tables, or memory is short and the proof takes long: after *nodes* / 4
+    networks what is within *gap* of the fastest will do, after *nodes* the best so far. ``bound`` says how far off it
+    can be.
     """
     everywhere = tuple(
         frozenset(d for d, s in enumerate(t.seconds) if s < inf and _alone(problem, t, d)) for t in problem.tasks
     )
-    search = _Search(problem, nodes)
-    return search.run(everywhere)
+    return _Search(problem, everywhere, nodes, gap).run() if all(everywhere) else None
 
 
 def _alone(problem: Problem, task: Task, device: int) -> bool:
@@ -108,106 +127,249 @@ def _alone(problem: Problem, task: Task, device: int) -> bool:
 
 
 Allowed = tuple[frozenset[int], ...]
+Devices = tuple[int, ...]
 
 
-@dataclass(slots=True)
-class _Search:
-    """Best first over restrictions of where tasks may go."""
+class _Relaxation:
+    """The problem without memory limits as a network, built once and solved for several prices of memory."""
 
-    problem: Problem
-    nodes: int
-    solved: int = 0
-    exact: bool = True
-    queue: list[tuple[float, int, Allowed, tuple[int, ...]]] = field(default_factory=list)
+    def __init__(self, problem: Problem, allowed: Allowed) -> None:
+        self.problem = problem
+        self.places = [sorted(a) for a in allowed]
+        self.exact = True
+        self._network = network = Network(TABLE)
+        seconds = [[t.seconds[d] for d in p] for t, p in zip(problem.tasks, self.places, strict=True)]
+        self._seconds = [np.array(s) for s in seconds]
+        self._states = [network.node(s) for s in seconds]
+        self._host = network.node([0.0])
+        for flow in problem.flows:
+            self._flow(flow)
+        for bond in problem.bonds:
+            first, second = self.places[bond.first], self.places[bond.second]
+            saved = [[-bond.saved[a] if a == b else 0.0 for b in second] for a in first]
+            network.edge(self._states[bond.first], self._states[bond.second], saved)
 
-    def run(self, allowed: Allowed) -> Solution | None:
-        self._push(allowed)
-        while self.queue:
-            seconds, _, allowed, devices = heapq.heappop(self.queue)
-            full = self._overfull(devices)
-            if full is None:
-                return Solution(devices, seconds, seconds if self.exact else self._bound(allowed))
-            if self.solved >= self.nodes:
-                return self._repaired(devices, allowed, seconds)
-            for child in self._children(allowed, devices, full):
-                self._push(child)
-        return None
-
-    def _push(self, allowed: Allowed) -> None:
-        if not all(allowed):
+    def _flow(self, flow: Flow) -> None:
+        """A value between tasks; forms are the spaces where it may be, numbered anew."""
+        problem = self.problem
+        made = [0] if flow.producer is None else [problem.spaces[d] for d in self.places[flow.producer]]
+        read = [[problem.spaces[d] for d in self.places[u]] for u in flow.users]
+        wanted = {0} if flow.output else set()
+        forms = sorted({*made, *wanted, *(s for spaces in read for s in spaces)})
+        if len(forms) == 1:
             return
-        devices, exact = _relaxed(self.problem, allowed)
-        self.solved += 1
-        self.exact = self.exact and exact
-        seconds = cost(self.problem, devices)
-        if seconds < inf:
-            heapq.heappush(self.queue, (seconds, self.solved, allowed, devices))
-
-    def _overfull(self, devices: Sequence[int]) -> int | None:
-        for d, limit in enumerate(self.problem.limits):
-            if resident(self.problem, devices, d) > limit:
-                return d
-        return None
-
-    def _children(self, allowed: Allowed, devices: Sequence[int], full: int) -> Iterator[Allowed]:
-        """One of the tasks on the overfull device leaves it; those before it stay: the children are disjoint."""
-        there = [k for k, d in enumerate(devices) if d == full and allowed[k] != {full}]
-        there.sort(key=lambda k: -self.problem.tasks[k].weights)
-        for n, k in enumerate(there):
-            child = list(allowed)
-            for stays in there[:n]:
-                child[stays] = frozenset({full})
-            child[k] = allowed[k] - {full}
-            yield tuple(child)
-
-    def _repaired(self, devices: tuple[int, ...], allowed: Allowed, bound: float) -> Solution | None:
-        """Tasks leave overfull devices one by one, each time the one that costs least."""
-        while (full := self._overfull(devices)) is not None:
-            best: tuple[float, Allowed, tuple[int, ...]] | None = None
-            for k, d in enumerate(devices):
-                if (
-                    d != full
-                    or allowed[k] == {full}
-                    or not self.problem.tasks[k].weights + self.problem.tasks[k].scratch
-                ):
-                    continue
-                child = (*allowed[:k], allowed[k] - {full}, *allowed[k + 1 :])
-                moved = _moved(self.problem, devices, k, child[k])
-                if best is None or moved[0] < best[0]:
-                    best = (moved[0], child, moved[1])
-            if best is None:
-                return None
-            _, allowed, devices = best
-        return Solution(devices, cost(self.problem, devices), bound)
-
-    def _bound(self, allowed: Allowed) -> float:
-        """What no assignment can beat where the network was too wide to solve: every task at its best, no copies."""
-        return sum(min(t.seconds[d] for d in a) for t, a in zip(self.problem.tasks, allowed, strict=True))
-
-
-def _moved(
-    problem: Problem, devices: tuple[int, ...], task: int, places: frozenset[int]
-) -> tuple[float, tuple[int, ...]]:
-    """The best assignment that differs in one task."""
-    return min((cost(problem, c), c) for c in ((*devices[:task], d, *devices[task + 1 :]) for d in sorted(places)))
-
-
-def _relaxed(problem: Problem, allowed: Allowed) -> tuple[tuple[int, ...], bool]:
-    """The fastest assignment within *allowed*, without regard to memory; and whether it is known to be the fastest."""
-    network = Network()
-    places = [sorted(a) for a in allowed]
-    states = [network.node([t.seconds[d] for d in p]) for t, p in zip(problem.tasks, places, strict=True)]
-    host = network.node([0.0])
-    count = len(problem.latency)
-    for flow in problem.flows:
-        copies = [[problem.copy(flow.size, a, b) for b in range(count)] for a in range(count)]
-        made = [0] if flow.producer is None else [problem.spaces[d] for d in places[flow.producer]]
-        users = []
-        for user in dict.fromkeys(flow.users):
-            spaces = [problem.spaces[d] for d in places[user]]
-            users.append((states[user], [[0.0 if s == form else inf for s in spaces] for form in range(count)]))
+        copies = [[problem.copy(flow.size, a, b) for b in forms] for a in forms]
+        users = [
+            (self._states[u], [[0.0 if s == form else inf for s in spaces] for form in forms])
+            for u, spaces in zip(flow.users, read, strict=True)
+        ]
         if flow.output:
-            users.append((host, [[0.0 if form == 0 else inf] for form in range(count)]))
-        network.value(host if flow.producer is None else states[flow.producer], made, users, copies)
-    found = network.solve()
-    return tuple(p[found[s]] for p, s in zip(places, states, strict=True)), network.exact
+            users.append((self._host, [[0.0 if form == 0 else inf] for form in forms]))
+        producer = self._host if flow.producer is None else self._states[flow.producer]
+        self._network.value(producer, [forms.index(m) for m in made], users, copies)
+
+    def solve(self, allowed: Allowed, prices: Sequence[float]) -> Devices | None:
+        """The fastest assignment within *allowed* where a byte of weights costs a device's price in seconds."""
+        costs = {}
+        for k, (own, places, task) in enumerate(zip(self._seconds, self.places, self.problem.tasks, strict=True)):
+            priced = [0.0 if d in allowed[k] else inf for d in places]
+            if any(prices):
+                priced = [p + prices[d] * task.weights for p, d in zip(priced, places, strict=True)]
+            if any(priced):
+                costs[self._states[k]] = own + np.array(priced)
+        found = self._network.solve(costs)
+        self.exact = self.exact and self._network.exact
+        devices = tuple(p[found[s]] for p, s in zip(self.places, self._states, strict=True))
+        return devices if all(d in a for d, a in zip(devices, allowed, strict=True)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Assignments within *allowed*: none takes less than *bound* seconds."""
+
+    bound: float
+    allowed: Allowed
+    devices: Devices  #: what the relaxation chose
+
+
+class _Search:
+    """Prices of memory, then best first over restrictions of where tasks may go."""
+
+    def __init__(self, problem: Problem, everywhere: Allowed, nodes: int, gap: float) -> None:
+        self.problem = problem
+        self.everywhere = everywhere
+        self.nodes = nodes
+        self.gap = gap
+        self.relaxation = _Relaxation(problem, everywhere)
+        self.prices = [0.0] * len(problem.spaces)
+        self.best = inf
+        self.devices: Devices | None = None
+        self.solved = 0
+
+    def run(self) -> Solution | None:
+        first = self._solved(self.everywhere, self.prices)
+        if first is None:
+            return None
+        if self._fits(first.devices):
+            return Solution(first.devices, self.best, first.bound)
+        bound = max(first.bound, self._priced())
+        if self.devices is None:
+            self._repair(first.devices)
+        queue = [(bound, 0, self.everywhere)]
+        while queue and (self.solved < self.nodes or self.devices is None):
+            low, _, allowed = heapq.heappop(queue)
+            if low >= self.best * (1 - (self.gap if 4 * self.solved > self.nodes else 1e-12)):
+                heapq.heappush(queue, (low, 0, allowed))
+                break
+            part = self._solved(allowed, self._needed(allowed))
+            if part is None or part.bound >= self.best * (1 - 1e-12):
+                continue
+            for child in self._children(part):
+                heapq.heappush(queue, (max(low, part.bound), self.solved + len(queue), child))
+        if self.devices is None:
+            return None
+        bound = max(bound, min(self.best, queue[0][0] if queue else inf))
+        return Solution(self.devices, self.best, bound)
+
+    def _solved(self, allowed: Allowed, prices: Sequence[float]) -> _Part | None:
+        """The relaxation within *allowed*; None where nothing is possible. What it chose is kept if it fits."""
+        within = self._tightened(allowed)
+        if within is None:
+            return None
+        self.solved += 1
+        devices = self.relaxation.solve(within, prices)
+        if devices is None:
+            return None
+        seconds = cost(self.problem, devices)
+        if seconds == inf:
+            return None
+        self._offer(devices, seconds)
+        bound = seconds + sum(p * self._excess(devices, d) for d, p in enumerate(prices) if p)
+        return _Part(bound if self.relaxation.exact else self._floor(within), within, devices)
+
+    def _excess(self, devices: Devices, device: int) -> float:
+        """Bytes of weights on a device above its limit."""
+        own = sum(t.weights for t, d in zip(self.problem.tasks, devices, strict=True) if d == device)
+        return own - self.problem.limits[device]
+
+    def _fits(self, devices: Devices) -> bool:
+        return all(resident(self.problem, devices, d) <= limit for d, limit in enumerate(self.problem.limits))
+
+    def _offer(self, devices: Devices, seconds: float) -> None:
+        if seconds < self.best and self._fits(devices):
+            self.best, self.devices = seconds, devices
+
+    def _repair(self, devices: Devices) -> None:
+        """Tasks leave devices that are too full one by one, never to return, each time the one that costs least."""
+        allowed = list(self.everywhere)
+        while not self._fits(devices):
+            full = next(d for d, m in enumerate(self.problem.limits) if resident(self.problem, devices, d) > m)
+            moves = []
+            for k, (task, d) in enumerate(zip(self.problem.tasks, devices, strict=True)):
+                if d == full and task.weights + task.scratch > 0:
+                    others = ((*devices[:k], other, *devices[k + 1 :]) for other in allowed[k] - {full})
+                    moves += [(cost(self.problem, o), k, o) for o in others]
+            if not moves:
+                return
+            _, k, devices = min(moves)
+            allowed[k] = allowed[k] - {full}
+        self._offer(devices, cost(self.problem, devices))
+
+    def _priced(self) -> float:
+        """Find prices device by device; returns the best bound seen."""
+        best = 0.0
+        for device, limit in enumerate(self.problem.limits):
+            if limit < inf:
+                best = max(best, self._price(device))
+        return best
+
+    def _price(self, device: int) -> float:
+        """The price of a device that gives the best bound: where the lines of too full and of not full meet."""
+
+        def at(price: float) -> _Part | None:
+            return self._solved(self.everywhere, [price if d == device else p for d, p in enumerate(self.prices)])
+
+        def line(part: _Part) -> tuple[float, float]:
+            """Seconds without the price, and bytes above the limit."""
+            bytes_above = self._excess(part.devices, device)
+            others = sum(p * self._excess(part.devices, d) for d, p in enumerate(self.prices) if p and d != device)
+            return cost(self.problem, part.devices) + others, bytes_above
+
+        self.prices[device] = 0.0
+        full = at(0.0)
+        dear = at(self._dearest())
+        if full is None or dear is None:
+            return 0.0
+        best = max(full.bound, dear.bound)
+        if self._excess(full.devices, device) <= 0 or self._excess(dear.devices, device) > 0:
+            return best
+        while self.solved < self.nodes:
+            (c0, w0), (c1, w1) = line(full), line(dear)
+            price = max(0.0, (c1 - c0) / (w0 - w1))
+            middle = at(price)
+            if middle is None:
+                break
+            if middle.bound > best:
+                best = middle.bound
+            self.prices[device] = price
+            if middle.bound >= c0 + price * w0 - 1e-9 * abs(c0):
+                break
+            if self._excess(middle.devices, device) > 0:
+                full = middle
+            else:
+                dear = middle
+        return best
+
+    def _dearest(self) -> float:
+        """A price at which memory is used only where nothing else is possible."""
+        worst = sum(max(s for s in t.seconds if s < inf) for t in self.problem.tasks)
+        spaces = range(len(self.problem.latency))
+        worst += sum(max(self.problem.copy(f.size, a, b) for a in spaces for b in spaces) for f in self.problem.flows)
+        least = min((t.weights for t in self.problem.tasks if t.weights > 0), default=1.0)
+        return 4.0 * (worst + 1e-9) / least
+
+    def _tightened(self, allowed: Allowed) -> Allowed | None:
+        """*allowed* without what pinned tasks leave no room for."""
+        found = list(allowed)
+        for d, limit in enumerate(self.problem.limits):
+            if limit == inf:
+                continue
+            pinned = [t for t, a in zip(self.problem.tasks, allowed, strict=True) if a == {d}]
+            weights, scratch = sum(t.weights for t in pinned), max((t.scratch for t in pinned), default=0.0)
+            for k, (task, places) in enumerate(zip(self.problem.tasks, allowed, strict=True)):
+                own = 0.0 if places == {d} else task.weights
+                if d in places and weights + own + max(scratch, task.scratch) > limit:
+                    found[k] = found[k] - {d}
+        return tuple(found) if all(found) else None
+
+    def _needed(self, allowed: Allowed) -> list[float]:
+        """Prices; none for a device that cannot get too full any more."""
+        prices = list(self.prices)
+        for d, limit in enumerate(self.problem.limits):
+            most = sum(t.weights for t, a in zip(self.problem.tasks, allowed, strict=True) if d in a)
+            if most <= limit:
+                prices[d] = 0.0
+        return prices
+
+    def _children(self, part: _Part) -> Iterator[Allowed]:
+        """The most telling task that is undecided for a device that may get too full: it stays there, or does not."""
+        tasks, limits = self.problem.tasks, self.problem.limits
+        full = [d for d, limit in enumerate(limits) if resident(self.problem, part.devices, d) > limit]
+        choices = []
+        for d in full or [d for d, p in enumerate(self.prices) if p]:
+            for k, places in enumerate(part.allowed):
+                if d in places and len(places) > 1 and tasks[k].weights + tasks[k].scratch > 0:
+                    there = part.devices[k] == d
+                    choices.append((there == bool(full), tasks[k].weights, tasks[k].scratch, -k, d))
+        if not choices:
+            return
+        *_, negative, d = max(choices)
+        k = -negative
+        yield (*part.allowed[:k], frozenset({d}), *part.allowed[k + 1 :])
+        yield (*part.allowed[:k], part.allowed[k] - {d}, *part.allowed[k + 1 :])
+
+    def _floor(self, allowed: Allowed) -> float:
+        """What no assignment can beat where the network was too wide to solve: every task at its best, no copies."""
+        saved = sum(max(b.saved) for b in self.problem.bonds)
+        own = sum(min(t.seconds[d] for d in a) for t, a in zip(self.problem.tasks, allowed, strict=True))
+        return max(0.0, own - saved)

@@ -10,8 +10,9 @@ to its best state as seen from its neighbours, and the result is improved node b
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -73,14 +74,15 @@ class Network:
         total = sum(float(c[s]) for c, s in zip(self._costs, states, strict=True))
         return total + sum(float(t[states[a], states[b]]) for (a, b), t in self._edges.items())
 
-    def solve(self) -> list[int]:
-        """The cheapest state of every node (equally cheap ones: the first)."""
-        work = _Elimination(self._costs, self._edges, self.limit)
+    def solve(self, costs: Mapping[int, Table] = MappingProxyType({})) -> list[int]:
+        """The cheapest state of every node (equally cheap ones: the first); *costs* of some nodes for this time."""
+        own = [costs.get(k, c) for k, c in enumerate(self._costs)] if costs else self._costs
+        work = _Elimination(own, self._edges, self.limit)
         states = work.run()
         self.exact = work.exact
-        return states if work.exact else self._improved(states)
+        return states if work.exact else self._improved(states, own)
 
-    def _improved(self, states: list[int]) -> list[int]:
+    def _improved(self, states: list[int], costs: Sequence[Table]) -> list[int]:
         """Move single nodes to better states until there is none."""
         around: list[list[tuple[int, Table]]] = [[] for _ in self._costs]
         for (a, b), table in self._edges.items():
@@ -89,10 +91,10 @@ class Network:
         moved = True
         while moved:
             moved = False
-            for k, own in enumerate(self._costs):
-                costs = own + sum((t[:, states[other]] for other, t in around[k]), np.zeros(len(own)))
-                best = int(np.argmin(costs))
-                if costs[best] < costs[states[k]]:
+            for k, own in enumerate(costs):
+                total = own + sum((t[:, states[other]] for other, t in around[k]), np.zeros(len(own)))
+                best = int(np.argmin(total))
+                if total[best] < total[states[k]]:
                     states[k], moved = best, True
         return states
 

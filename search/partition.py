@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from mnnpy.backends.base import Device, NodeView
+from mnnpy.backends.base import Device, NodeView, device_names
 from mnnpy.classes import dataclass
 from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.errors import UnsupportedOpError
@@ -49,6 +49,7 @@ def assign(
 
     Raises UnsupportedOpError listing *all* nodes that no device takes, unless *fallback*.
     """
+    names = device_names(devices)
     chosen: list[Assignment] = []
     missing: list[str] = []
     for node in graph.nodes:
@@ -62,7 +63,7 @@ def assign(
             if support:
                 chosen.append(Assignment(k, support.reason or "first device of the list that supports it"))
                 break
-            reasons.append(f"{device.info.backend}: {support.reason}")
+            reasons.append(f"{names[k]}: {support.reason}")
         else:
             if is_host_node(node, graph.types):
                 chosen.append(Assignment(HOST, "host op: strings, sequences or data-dependent shapes"))

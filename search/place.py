@@ -8,15 +8,15 @@ what its neighbours do: choosing within devices first and among devices then is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import inf
 
 from mnnpy.backends.analytic import moved_bytes, node_flops
-from mnnpy.backends.base import Device, NodeView
+from mnnpy.backends.base import Device, NodeView, device_names
 from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.graph.ir import Graph, Node, TensorType
-from mnnpy.search.assign import Flow, Problem, Solution, Task, solve
+from mnnpy.search.assign import Bond, Flow, Problem, Solution, Task, solve
 from mnnpy.search.calibrate import calibrate
 from mnnpy.search.cost import predict
 from mnnpy.search.partition import CONTROL, HOST, STAYS, Assignment, is_host_node
@@ -42,8 +42,11 @@ class Machine:
     def __init__(self, devices: Sequence[Device], shipped: Sequence[Mapping[str, Record]] | None = None) -> None:
         """*shipped*: records that were measured elsewhere, for each device."""
         self.devices = tuple(devices)
+        self.names = device_names(devices)
         given = shipped or [{}] * len(self.devices)
         self.peaks = tuple(None if _interprets(d) else calibrate(d, s) for d, s in zip(devices, given, strict=True))
+        #: Devices that find out whether they support a node by trying, which is dear.
+        self.tries = tuple(bool(getattr(d, "tries", False)) for d in devices)
         self.limits = tuple(float(d.info.facts.get("memory", inf)) for d in devices)
         self._seconds: dict[tuple[int, str], tuple[float, str]] = {}
 
@@ -153,10 +156,11 @@ def estimate(graph: Graph, machine: Machine, view: View, precision: str) -> list
 
 
 class _Answers:
-    """What devices say to ``supports``, asked for only where the answer matters; until then yes is assumed.
+    """What devices say to ``supports``.
 
-    Asking can be dear (some devices write a kernel to know), and most devices are never chosen: an assignment that
-    assumes too much is found out when its own nodes are asked for, and the next one knows.
+    Where asking is dear (``Device.tries``) the answer is asked for only where it matters, and yes assumed until then:
+    most devices are never chosen. An assignment that assumes too much is found out when its own nodes are asked for,
+    and the next one knows.
     """
 
     def __init__(self, machine: Machine, views: Sequence[NodeView]) -> None:
@@ -166,7 +170,7 @@ class _Answers:
 
     def assumed(self, device: int, node: int) -> bool:
         """What is known or assumed."""
-        if self._machine.peaks[device] is None:
+        if not self._machine.tries[device]:
             return self.asked(device, node)
         return self._known.get((device, node), True)
 
@@ -212,9 +216,9 @@ def _assignment(machine: Machine, node: Node, task: Task, device: int) -> Assign
             return Assignment(CONTROL, "control flow runs in the session")
         return Assignment(HOST, "host op: strings, sequences or data-dependent shapes")
     others = [
-        f"{d.info.backend} {1e6 * s:.3g} µs"
-        for d, s in zip(machine.devices, task.seconds, strict=False)
-        if s < inf and d is not machine.devices[device]
+        f"{machine.names[d]} {1e6 * s:.3g} µs"
+        for d, s in enumerate(task.seconds[: len(machine.devices)])
+        if s < inf and d != device
     ]
     if not others:
         return Assignment(device, "the only device that takes it")
@@ -258,16 +262,19 @@ def _problem(
     wanted = set(graph.output_names)
     count = len(machine.devices)
     tasks = []
-    for piece, light in zip(pieces, _lights(graph, views, pieces, users), strict=True):
-        local = [views[k] for k in piece]
-        able = where[piece[0]]
-        seconds = [
-            _seconds(machine, d, local, light, precision) if d in able and d < count else inf for d in range(count)
-        ]
-        seconds.append(0.0 if count in able else inf)
+    bonds = []
+    for t, (piece, light) in enumerate(zip(pieces, _lights(graph, views, pieces, users), strict=True)):
+        local, able = [views[k] for k in piece], where[piece[0]]
+        own = [_seconds(machine, d, local, light, precision) if d in able else inf for d in range(count)]
+        seconds = (*own, 0.0 if count in able else inf)
         weights = {n: graph.constants[n].nbytes for v in local for n in v.node.inputs if n in graph.constants}
         scratch = max(moved_bytes(v) for v in local)
-        tasks.append(Task(tuple(seconds), float(sum(weights.values())), scratch))
+        tasks.append(Task(seconds, float(sum(weights.values())), scratch))
+        before = max((home[n] for n in graph.nodes[piece[0]].inputs if home.get(n, t) != t), default=-1)
+        if before >= 0 and graph.nodes[piece[0]].op not in HEAVY:  # apart only because other devices take it
+            kept = _kept(graph, (before, t), pieces[before], home, users, light)
+            saved = (kept / p.memory + p.launch * light.alone if p is not None else 0.0 for p in machine.peaks)
+            bonds.append(Bond(before, t, (*saved, 0.0)))
     flows = [
         Flow(home.get(name), tuple(sorted(users.get(name, ()))), _size(graph, name), name in wanted)
         for name in dict.fromkeys((*graph.input_names, *home))
@@ -275,7 +282,23 @@ def _problem(
     ]
     latency, per_byte = machine.copies()
     spaces = (*range(1, count + 1), 0)
-    return Problem(tuple(tasks), tuple(flows), spaces, latency, per_byte, (*machine.limits, inf))
+    limits = (*machine.limits, inf)
+    return Problem(tuple(tasks), tuple(flows), spaces, latency, per_byte, limits, tuple(bonds))
+
+
+def _kept(
+    graph: Graph,
+    pair: tuple[int, int],
+    first: Sequence[int],
+    home: Mapping[str, int],
+    users: Mapping[str, set[int]],
+    light: _Light,
+) -> float:
+    """Bytes that need not be written and read if the light nodes of the second chunk are fused with the first."""
+    before, t = pair
+    fused = {n for k in first if graph.nodes[k].op in FUSED for n in graph.nodes[k].outputs}
+    alone = {n for n in fused if users.get(n) == {t} and n not in graph.output_names}
+    return sum(_size(graph, n) for n in light.read if home.get(n) == before) + sum(_size(graph, n) for n in alone)
 
 
 def _traffic(graph: Graph, pieces: Sequence[Sequence[int]]) -> tuple[dict[str, int], dict[str, set[int]]]:
@@ -296,30 +319,35 @@ def _lights(
     """The light nodes of each chunk."""
     crossing = {*users, *graph.output_names}
     for piece in pieces:
-        inside = {n for k in piece for n in graph.nodes[k].outputs if n} if len(piece) > 1 else set()
-        yield _Light.of([views[k] for k in piece], crossing, inside, graph)
+        yield _Light.of([views[k] for k in piece], crossing, graph)
 
 
 @dataclass(frozen=True, slots=True)
 class _Light:
-    """The nodes of a chunk that no candidate is asked for: work of each, bytes that cross the chunk, launches."""
+    """The nodes of a chunk that no candidate is asked for: work of each, bytes that cross the chunk, launches.
+
+    Operations and bytes of fused nodes add up (one hides little of the other, as there are few operations), so that a
+    ``Bond`` makes two chunks on one device cost exactly what one would.
+    """
 
     plain: tuple[tuple[float, float], ...]  #: (operations, bytes) of those that are not fused
     flops: float
-    crossing: float
+    read: frozenset[str]  #: values from outside that fused nodes read
+    moved: float  #: bytes of these and of what fused nodes give away
     alone: bool  #: nothing that the fused nodes could be fused into
 
     @staticmethod
-    def of(views: Sequence[NodeView], crossing: set[str], inside: set[str], graph: Graph) -> _Light:
+    def of(views: Sequence[NodeView], leaving: Set[str], graph: Graph) -> _Light:
         fused = [v for v in views if v.node.op in FUSED]
         plain = [v for v in views if v.node.op not in FUSED and v.node.op not in HEAVY]
-        read = {n for v in fused for n in v.node.inputs if n and n not in inside}
-        written = {n for v in fused for n in v.node.outputs if n in crossing}
-        moved = sum(_size(graph, n) for n in read | written)
+        inside = {n for v in views for n in v.node.outputs if n}
+        read = frozenset(n for v in fused for n in v.node.inputs if n and n not in inside)
+        written = {n for v in fused for n in v.node.outputs if n in leaving}
         return _Light(
             tuple((node_flops(v), moved_bytes(v)) for v in plain if not _view_only(v)),
             sum(node_flops(v) for v in fused),
-            moved,
+            read,
+            sum(_size(graph, n) for n in read | written),
             len(fused) == len(views),
         )
 
@@ -339,7 +367,7 @@ def _seconds(machine: Machine, device: int, views: Sequence[NodeView], light: _L
     heavy = [machine.heavy(device, v, precision)[0] for v in views if v.node.op in HEAVY]
     rate = peaks.rates.get("f32", peaks.memory)
     total = sum(heavy) + sum(max(f / rate, b / peaks.memory) + peaks.launch for f, b in light.plain)
-    return total + max(light.flops / rate, light.crossing / peaks.memory) + peaks.launch * light.alone
+    return total + light.flops / rate + light.moved / peaks.memory + peaks.launch * light.alone
 
 
 def _size(graph: Graph, name: str) -> float:

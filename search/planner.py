@@ -71,7 +71,7 @@ def ways(graph: Graph, machine: Machine, precision: str, optimize: frozenset[str
         same = next((d for c, d in known if c == claimed), None)
         if same is None:
             known.append((claimed, lowered))
-        for name, only in ((device.info.backend, k), (f"{device.info.backend}+", None)):
+        for name, only in ((machine.names[k], k), (f"{machine.names[k]}+", None)):
             if only is None and same is not None:
                 continue
             way = _way(name, lowered if same is None else same, machine, precision, only)
@@ -121,8 +121,7 @@ def graph_key(graph: Graph, machine: Machine, precision: str, threads: int) -> s
     for node in graph.nodes:
         types = [str(graph.types.get(n)) for n in (*node.inputs, *node.outputs)]
         digest.update(repr((node.op, sorted(node.attrs.items(), key=lambda a: a[0]), types)).encode())
-    devices = [d.info.backend for d in machine.devices]
-    return json.dumps(["plan", digest.hexdigest(), devices, precision, threads], separators=(",", ":"))
+    return json.dumps(["plan", digest.hexdigest(), machine.names, precision, threads], separators=(",", ":"))
 
 
 def decide(found: Sequence[Way], record: Record | None) -> tuple[Way, Decision]:

@@ -24,6 +24,8 @@ __all__ = ["KernelDevice"]
 class KernelDevice:
     """A device behind a ``Driver``."""
 
+    tries = True  #: ``supports`` writes a kernel to know
+
     def __init__(self, info: DeviceInfo, driver: Driver) -> None:
         from mnnpy.backends.kernels import templates
 

@@ -6,8 +6,9 @@ A new backend starts as a copy of this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, NoReturn
 
 from mnnpy.backends.analytic import moved_bytes, node_flops
@@ -25,7 +26,8 @@ class Speeds:
     """What a null device pretends to be.
 
     peak: floating point operations per second; bandwidth: bytes per second of its memory; launch: seconds per
-    kernel launch; transfer_bandwidth (bytes per second) and transfer_latency (seconds): copies from and to the host.
+    kernel launch; transfer_bandwidth (bytes per second) and transfer_latency (seconds): copies from and to the host,
+    infinite and 0 for a device that works in the host's memory.
     """
 
     peak: float = 1e12
@@ -52,11 +54,38 @@ class Speeds:
         return self.transfer_latency + size / self.transfer_bandwidth
 
 
-#: The family: device name → declared speeds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    """A device of the family as it is listed."""
+
+    speeds: Speeds
+    ops: frozenset[str] | None = None  #: what it takes; None = every op
+    memory: float = inf  #: bytes
+
+
+#: The family: device name → what it declares. Numbers are round ones of their kind of device, of no product.
 _FAMILY = {
-    "balanced": Speeds(),
-    "gpu": Speeds(peak=1e13, bandwidth=5e11, launch=8e-6, transfer_bandwidth=1.2e10, transfer_latency=2e-5),
-    "cpu": Speeds(peak=1e11, bandwidth=2e10, launch=5e-7, transfer_bandwidth=2e10, transfer_latency=0.0),
+    "balanced": _Member(speeds=Speeds()),
+    "gpu": _Member(
+        speeds=Speeds(peak=1e13, bandwidth=5e11, launch=8e-6, transfer_bandwidth=1.2e10, transfer_latency=2e-5)
+    ),
+    "cpu": _Member(
+        speeds=Speeds(peak=1e11, bandwidth=2e10, launch=5e-7, transfer_bandwidth=inf, transfer_latency=0.0)
+    ),
+    "remote": _Member(  # fast, behind a slow bus
+        speeds=Speeds(peak=2e13, bandwidth=8e11, launch=8e-6, transfer_bandwidth=4e8, transfer_latency=2e-4)
+    ),
+    "slow": _Member(  # an integrated GPU: little faster than the processor, cheap copies
+        speeds=Speeds(peak=3e11, bandwidth=3e10, launch=1e-5, transfer_bandwidth=1e10, transfer_latency=1e-5)
+    ),
+    "npu": _Member(
+        speeds=Speeds(peak=4e12, bandwidth=6e10, launch=5e-6, transfer_bandwidth=8e9, transfer_latency=1e-5),
+        ops=frozenset({"Convolution"}),
+    ),
+    "small": _Member(  # the "gpu" with little memory
+        speeds=Speeds(peak=1e13, bandwidth=5e11, launch=8e-6, transfer_bandwidth=1.2e10, transfer_latency=2e-5),
+        memory=16e6,
+    ),
 }
 
 
@@ -67,7 +96,7 @@ class NullBackend:
     name = "null"
 
     def devices(self) -> list[DeviceInfo]:
-        return [DeviceInfo(self.name, n, k, facts={"speeds": s}) for k, (n, s) in enumerate(_FAMILY.items())]
+        return [DeviceInfo(self.name, n, k, facts=_facts(m)) for k, (n, m) in enumerate(_FAMILY.items())]
 
     def open(
         self,
@@ -76,27 +105,60 @@ class NullBackend:
         threads: int = 0,
         isa: str | None = None,
         atomic_only: bool = True,
+        ops: Iterable[str] | None = None,
+        memory: float | None = None,
+        tries: bool = False,
         **speeds: float,
     ) -> NullDevice:
-        """Open a device; *speeds* replace declared ones (``peak``, ``bandwidth``, ``launch``, ``transfer_…``)."""
-        declared = info.facts.get("speeds", Speeds())
-        merged = {n: getattr(declared, n) for n in Speeds.__dataclass_fields__} | speeds
-        return NullDevice(info, Speeds(**merged), atomic_only)
+        """Open a device, with what it declares or with something else in its place.
+
+        *ops*: names that it takes, none other; *memory*: bytes; *tries*: as in ``Device``; *speeds*: ``peak``,
+        ``bandwidth``, ``launch``, ``transfer_…``. Raises BackendError for ops that do not exist and for speeds without
+        sense.
+        """
+        member = _FAMILY.get(info.name, _FAMILY["balanced"])
+        unknown = sorted(set(speeds) - set(Speeds.__dataclass_fields__))
+        if unknown:
+            known = ", ".join((*Speeds.__dataclass_fields__, "ops", "memory", "tries", "atomic_only"))
+            raise BackendError(f"null device: there is no {', '.join(unknown)} to declare; known: {known}")
+        taken = member.ops if ops is None else frozenset(ops)
+        for name in sorted(taken or ()):
+            if not has_op(name):
+                raise BackendError(f"null device: ops names '{name}', which is no op")
+        size = member.memory if memory is None else float(memory)
+        if not size > 0:
+            raise BackendError(f"null device: memory={memory} must be above 0")
+        member = replace(member, speeds=replace(member.speeds, **speeds), ops=taken, memory=size)
+        return NullDevice(replace(info, facts=_facts(member)), member.speeds, atomic_only, taken, tries)
+
+
+def _facts(member: _Member) -> dict[str, Any]:
+    facts: dict[str, Any] = {"speeds": member.speeds}
+    if member.memory < inf:
+        facts["memory"] = member.memory
+    return facts
 
 
 @dataclass(slots=True)
 class NullDevice:
-    """Accepts every known op, or with *atomic_only* what a minimal backend would; remembers what it compiled."""
+    """Accepts every known op, or with *atomic_only* what a minimal backend would, or *ops* alone.
+
+    Remembers what it compiled.
+    """
 
     info: DeviceInfo
     speeds: Speeds = field(default_factory=Speeds)
     atomic_only: bool = True
+    ops: frozenset[str] | None = None
+    tries: bool = False
     compiled: list[NullProgram] = field(default_factory=list)
 
     def supports(self, view: NodeView) -> Support:
         name = view.node.op
         if not has_op(name):
             return Support(False, f"op '{name}' is not known")
+        if self.ops is not None:
+            return Support(name in self.ops, "" if name in self.ops else f"it takes {', '.join(sorted(self.ops))} only")
         if self.atomic_only and get_op(name).op_class is not OpClass.ATOMIC:
             return Support(False, f"'{name}' is {get_op(name).op_class.value}, this device takes atomic ops only")
         return Support(True)

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from mnnpy.backends.base import Device, NodeView, Program, Segment
+from mnnpy.backends.base import Device, NodeView, Program, Segment, device_names
 from mnnpy.backends.reference.interpreter import Interpreter, run_graph
 from mnnpy.backends.registry import open_device
 from mnnpy.errors import BackendError, MnnpyError
@@ -105,3 +105,22 @@ def test_null_costs_are_a_roofline() -> None:
     assert candidate.bytes == 4 * (4 * 8 + 8 * 16 + 4 * 16)
     assert device.speeds.seconds(candidate) == pytest.approx(1.0 + 1024e-9)
     assert device.speeds.transfer(0) == device.speeds.transfer_latency
+
+
+def test_null_devices_declare_ops_and_memory() -> None:
+    npu = open_device("null:npu")
+    view = NodeView(Node("Unary", ("x",), ("y",), {"fn": "Neg"}), (T,), (T,), {})
+    assert "Convolution only" in npu.supports(view).reason
+    assert open_device("null:npu", ops=["Unary"]).supports(view)
+    assert open_device("null:small", memory=5.0).info.facts["memory"] == 5.0
+    assert "memory" not in open_device("null:gpu").info.facts
+    assert open_device("null:cpu").peaks().shared
+    for wrong, what in (({"ops": ["Nope"]}, "Nope"), ({"memory": 0}, "memory=0"), ({"speed": 1.0}, "known: peak")):
+        with pytest.raises(BackendError, match=what):
+            open_device("null", **wrong)
+
+
+def test_devices_of_one_backend_are_told_apart() -> None:
+    devices = [open_device(n) for n in ("null:gpu", "reference", "null:npu", "null:gpu")]
+    assert device_names(devices) == ("null:gpu", "reference", "null:npu", "null:gpu#2")
+    assert device_names(devices[:2]) == ("null", "reference")
