@@ -10,7 +10,6 @@ import pytest
 
 from mnnpy.backends.kernels.device import KernelDevice
 from mnnpy.backends.kernels.driver import Caps
-from mnnpy.graph.ir import Array
 from tests.emulation.interpreter import interpreted
 from tests.unit.kernel_ops import opencl, oracle, run_node
 
@@ -74,7 +73,7 @@ def test_depthwise(name: str, case: Case) -> None:
     bias = rng.standard_normal(2 * channels, dtype=np.float32)
     attrs = {**case.attrs, "group": channels}
     sums = oracle("Convolution", [a.astype(np.float64) for a in (x, w, bias)], attrs)
-    residual: Array = rng.standard_normal(sums.shape, dtype=np.float32)
+    residual = np.asarray(rng.standard_normal(sums.shape, dtype=np.float32))
     y, kernels = run_node(
         opened(name), "Convolution", [x, w, bias, residual], sums.shape, {**attrs, "act": "Relu"}, constants=(1, 2)
     )
@@ -116,3 +115,24 @@ def test_narrow_or_large_windows_are_left_to_items() -> None:
         y, kernels = run_node(device, "Pool", [case.data(6)], want.shape, attrs)
         assert kernels == ["pool_max"]
         np.testing.assert_array_equal(y, want)
+
+
+GATHERED = {
+    "7x7-stride2": Case((1, 2, 17, 70), (9, 35), (7, 7), (2, 2), (3, 3, 3, 3)),
+    "3x3-two-images": Case((2, 3, 5, 33), (5, 33), (3, 3), (1, 1), (1, 1, 1, 1)),
+    "1x1-stride2": Case((1, 4, 6, 65), (3, 33), (1, 1), (2, 2)),
+    "dilated": Case((1, 2, 9, 75), (9, 37), (3, 3), (1, 2), (2, 2, 2, 2), (2, 3)),
+    "padded-far": Case((1, 1, 4, 32), (10, 38), (3, 3), (1, 1), (4, 4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("case", GATHERED.values(), ids=GATHERED)
+@pytest.mark.parametrize("name", ON)
+def test_panels_are_gathered_by_lines(name: str, case: Case) -> None:
+    rng, x = np.random.default_rng(7), case.data(8)
+    w = rng.standard_normal((9, case.x[1], *case.kernel), dtype=np.float32)
+    attrs = {**case.attrs, "group": 1}
+    want = oracle("Convolution", [x.astype(np.float64), w.astype(np.float64)], attrs)
+    y, kernels = run_node(opened(name), "Convolution", [x, w], want.shape, attrs, constants=(1,), algorithm="packed")
+    assert kernels[0].startswith("gather_lines")
+    np.testing.assert_allclose(y, want, atol=2e-5 * float(np.abs(want).max()))

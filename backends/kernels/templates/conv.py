@@ -8,18 +8,18 @@ place while tiles are filled (implicit GEMM).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from mnnpy.backends.kernels.builder import KernelBuilder
 from mnnpy.backends.kernels.driver import Caps
-from mnnpy.backends.kernels.ir import Expr, const, select
+from mnnpy.backends.kernels.ir import Expr
 from mnnpy.backends.kernels.lowering import Lowering, choices, template
 from mnnpy.backends.kernels.templates import depthwise, winograd
-from mnnpy.backends.kernels.templates.geometry import Geometry, column_starts
-from mnnpy.backends.kernels.templates.packed import Block, choose_block, packed_product, row_panels
+from mnnpy.backends.kernels.templates.gather import gather_panels
+from mnnpy.backends.kernels.templates.geometry import Geometry
+from mnnpy.backends.kernels.templates.packed import choose_block, packed_product, row_panels
 from mnnpy.backends.kernels.templates.product import Product
 from mnnpy.backends.kernels.templates.tiles import Located, choose_tile, tiled_product
 from mnnpy.backends.kernels.templates.window import direct
@@ -118,69 +118,6 @@ def _packed(work: Lowering, node: Node, s: Geometry) -> None:
         packed_a=constant, packed_b=not rows_in_place,
     )  # fmt: skip
     packed_product(work, p, block, "conv_packed")
-
-
-def gather_panels(work: Lowering, node: Node, s: Geometry, block: Block) -> str:
-    """Input elements by output position: ``[batch·group, panel, channel·taps, columns]``, zeros in the padding."""
-    width = block.columns
-    panels = -(-s.positions // width)
-    made = work.temporary(DType.F32, (s.batch * s.group, panels, s.depth, width), "columns")
-    table = work.constant(column_starts(s, panels * width), "starts")
-    b = KernelBuilder(f"gather{width}", (width, 1, 1))
-    x, starts, y = b.buffer("x", s.dtype), b.buffer("starts", DType.I32), b.buffer("y", DType.F32, "w")
-    channels, all_panels = b.scalar("channels"), b.scalar("panels")
-    taps = s.taps  # in the source: loops over them unroll
-    panel, channel, z = b.let(b.group_id(0)), b.let(b.group_id(1)), b.let(b.group_id(2))
-    own = b.let(b.local_id(0))
-    column = b.let(panel * width + own)
-    at = [b.let(b.load(starts, column + d * (all_panels * width))) for d in range(s.rank)]
-    base = b.let((z * channels + channel) * b.scalar("volume"))
-    target = b.let(((z * all_panels + panel) * channels + channel) * (taps * width) + own)
-
-    def put(index: Expr, inside: Expr, tap: Expr) -> None:
-        value = b.let(b.load(x, b.let(select(inside, base + index, const(0)))))  # always: neighbours stay one vector
-        b.store(y, target + tap * width, select(inside, value, const(0.0, DType.F32)))
-
-    _gather(b, s, at, put)
-    scalars = {"channels": s.channels, "panels": panels, **s.scalars("i", "d"), "volume": prod(s.size)}
-    work.launch(
-        node, b.build(), {"x": s.x, "starts": table, "y": made}, (panels, s.channels, s.batch * s.group), scalars
-    )  # fmt: skip
-    return made
-
-
-@dataclass(frozen=True, slots=True)
-class _Tap:
-    """A position in the window: offset so far, whether it is inside, flat index."""
-
-    index: Expr
-    inside: Expr
-    number: Expr
-
-
-def _gather(b: KernelBuilder, s: Geometry, start: list[Expr], each: Callable[[Expr, Expr, Expr], None]) -> None:
-    """Calls *each* with (index in the channel, inside?, flat tap) for every tap; the last dim is unrolled."""
-
-    def visit(d: int, so_far: _Tap) -> None:
-        if d == s.rank:
-            each(so_far.index, b.let(so_far.inside), so_far.number)
-            return
-        size, dilation = b.scalar(f"i{d}"), b.scalar(f"d{d}")
-
-        def step(tap: Expr) -> None:
-            place = b.let(start[d] + tap * dilation)
-            inside = (place >= 0) & (place < size)
-            visit(d + 1, _Tap(so_far.index * size + place, so_far.inside & inside,
-                              so_far.number * s.kernel[d] + tap))  # fmt: skip
-
-        if prod(s.kernel[d:]) <= 16:
-            for number in range(s.kernel[d]):
-                step(const(number))
-        else:
-            with b.loop(0, s.kernel[d]) as tap:
-                step(tap)
-
-    visit(0, _Tap(const(0), const(True, DType.BOOL), const(0)))
 
 
 def _tiles(work: Lowering, node: Node, s: Geometry) -> None:

@@ -20,7 +20,7 @@ from mnnpy.backends.kernels.lowering import Lowering
 from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Array, Node
 
-__all__ = ["UNROLLED", "Lines", "Window", "applies"]
+__all__ = ["UNROLLED", "Lines", "Taps", "Window", "applies"]
 
 #: Taps that are written out.
 UNROLLED = 25
@@ -43,6 +43,11 @@ class Window:
     def taps(self) -> int:
         return self.kernel[0] * self.kernel[1]
 
+    def span(self, lanes: int) -> int:
+        """Elements from the first to behind the last one that vectors of a line's taps read."""
+        stride = self.strides[1]
+        return (self.kernel[1] - 1) * self.dilations[1] // stride * stride + stride * lanes
+
     def inside(self, columns: int) -> Array:
         """By output column: bit *j* where column *j* of the window lies in the input; nothing behind the last one."""
         table = np.zeros(columns, np.int32)
@@ -53,11 +58,11 @@ class Window:
         return table
 
 
-def applies(work: Lowering, name: str, w: Window) -> bool:
-    """Whether explicit vectors pay for windows over tensor *name*."""
+def applies(work: Lowering, name: str, w: Window, taps: int = UNROLLED) -> bool:
+    """Whether explicit vectors pay for windows of up to so many *taps* over tensor *name*."""
     caps, lanes = work.caps, work.caps.lanes
     vectors = caps.cpu_like and lanes >= 8 and work.dtype(name) is DType.F32
-    small = w.taps <= UNROLLED and max(w.strides) <= 4 and w.result[1] >= 4
+    small = w.taps <= taps and max(w.strides) <= 4 and w.result[1] >= 4
     return vectors and len(w.size) == 2 and small and work.count(name) >= lanes * w.strides[1]
 
 
@@ -65,6 +70,33 @@ def applies(work: Lowering, name: str, w: Window) -> bool:
 Step = Callable[[Expr, Expr, Expr, int], Expr]
 #: Outputs, their first flat index, their first column → what is stored.
 Finish = Callable[[Expr, Expr, Expr], Expr]
+
+
+@dataclass(slots=True)
+class Taps:
+    """What the taps of one line of a window read for *lanes* outputs; index *first* is what tap 0 reads first."""
+
+    b: KernelBuilder
+    x: Buffer
+    w: Window
+    first: Expr
+    lanes: int
+    _loaded: dict[int, list[Expr]] = field(default_factory=dict)
+
+    def load(self, j: int, here: Expr) -> Expr:
+        """Of tap *j*; where *here* says that it is outside, anything."""
+        b, stride, lanes, first = self.b, self.w.strides[1], self.lanes, self.first
+        distance = j * self.w.dilations[1]
+        if lanes == 1:
+            return b.let(b.load(self.x, b.let(select(here, first + distance, const(0)))))
+        if stride == 1:
+            return b.let(b.load(self.x, first + distance, lanes))
+        q, r = divmod(distance, stride)
+        if q not in self._loaded:
+            pieces = [first + (q * stride + k * lanes) for k in range(stride)]
+            self._loaded[q] = [b.let(b.load(self.x, at, lanes)) for at in pieces]
+        picked = [divmod(r + stride * k, lanes) for k in range(lanes)]
+        return b.let(vector([self._loaded[q][v].lane(k) for v, k in picked]))
 
 
 @dataclass(slots=True)
@@ -114,13 +146,12 @@ class Lines:
         columns, lanes, high, wide = b.scalar("o1"), self.lanes, b.scalar("i0"), b.scalar("i1")
         kept = b.array(DType.F32, lanes)
         base = b.let(self.source * (high * wide))
-        spread = (w.kernel[1] - 1) * w.dilations[1] // w.strides[1] * w.strides[1]
         with b.loop(first, (first + b.scalar("share")).min(b.scalar("o0"))) as line:
             self.line = line
             top = b.let(line * w.strides[0] - b.scalar("p0"))
             low = b.let(base + top.max(0) * wide - b.scalar("p1"))
             last = b.let((top + (w.kernel[0] - 1) * w.dilations[0]).min(high - 1))
-            far = b.let(base + last * wide - b.scalar("p1") + (spread + w.strides[1] * lanes))
+            far = b.let(base + last * wide - b.scalar("p1") + w.span(lanes))
             target = b.let((self.plane * b.scalar("o0") + line) * columns)
             with b.loop(0, columns, lanes) as column:
                 at = b.let(column * w.strides[1])
@@ -145,26 +176,11 @@ class Lines:
             line = b.let(top + i * w.dilations[0])
             with b.when((line >= 0) & (line < b.scalar("i0"))):
                 first = b.let(base + line * b.scalar("i1") + left)
-                loaded: dict[int, list[Expr]] = {}
+                taps = Taps(b, self._x, w, first, lanes)
                 for j in range(w.kernel[1]):
                     here = ne(bits & (1 << j), 0)
-                    value = self._tap(loaded, first, j, here, lanes)
-                    b.assign(total, step(total, value, here, i * w.kernel[1] + j))
+                    b.assign(total, step(total, taps.load(j, here), here, i * w.kernel[1] + j))
         return total
-
-    def _tap(self, loaded: dict[int, list[Expr]], first: Expr, j: int, here: Expr, lanes: int) -> Expr:
-        """What tap *j* of a line reads."""
-        b, stride = self.b, self.w.strides[1]
-        distance = j * self.w.dilations[1]
-        if lanes == 1:
-            return b.let(b.load(self._x, b.let(select(here, first + distance, const(0)))))
-        if stride == 1:
-            return b.let(b.load(self._x, first + distance, lanes))
-        q, r = divmod(distance, stride)
-        if q not in loaded:
-            loaded[q] = [b.let(b.load(self._x, first + (q * stride + k * lanes), lanes)) for k in range(stride)]
-        picked = [divmod(r + stride * k, lanes) for k in range(lanes)]
-        return b.let(vector([loaded[q][v].lane(k) for v, k in picked]))
 
     def _store(self, target: Expr, column: Expr, value: Expr, kept: Registers) -> None:
         b, columns, lanes = self.b, self.b.scalar("o1"), self.lanes
