@@ -61,9 +61,10 @@ class Window:
 def applies(work: Lowering, name: str, w: Window, taps: int = UNROLLED) -> bool:
     """Whether explicit vectors pay for windows of up to so many *taps* over tensor *name*."""
     caps, lanes = work.caps, work.caps.lanes
-    vectors = caps.cpu_like and lanes >= 8 and work.dtype(name) is DType.F32
+    if not caps.cpu_like or lanes < 8 or work.dtype(name) is not DType.F32 or len(w.size) != 2:
+        return False
     small = w.taps <= taps and max(w.strides) <= 4 and w.result[1] >= 4
-    return vectors and len(w.size) == 2 and small and work.count(name) >= lanes * w.strides[1]
+    return small and work.count(name) >= lanes * w.strides[1]
 
 
 #: Outputs so far, what a tap reads, whether that is inside, the tap's flat number → outputs.
