@@ -26,13 +26,17 @@ def node_flops(view: NodeView) -> float:
         return 0.0
     count = _count(out)
     if op == "MatMul" and view.inputs[0] is not None and view.inputs[0].shape:
-        return 2.0 * count * float(view.inputs[0].shape[-1])  # type: ignore[arg-type]
+        depth = -2 if view.node.attrs.get("trans_a") and len(view.inputs[0].shape) > 1 else -1
+        return 2.0 * count * float(view.inputs[0].shape[depth])  # type: ignore[arg-type]
     if op == "Convolution" and len(view.inputs) > 1 and view.inputs[1] is not None:
         w = view.inputs[1]
         return 2.0 * count * _count(w) / max(1.0, float((w.shape or (1,))[0]))  # type: ignore[arg-type]
     attrs = view.node.attrs
     if op == "ConvChain":
         return _chain_flops(view)
+    if op in ("LSTM", "GRU", "RNN") and view.inputs[0] is not None:  # every row of every step by both weights
+        rows = _count(view.inputs[0]) / max(1.0, float((view.inputs[0].shape or (1,))[-1]))  # type: ignore[arg-type]
+        return 2.0 * rows * sum(map(_count, view.inputs[1:3]))
     if op == "Pool":
         return count * float(prod(attrs["kernel"]))
     if op == "Elementwise":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +9,7 @@ from mnnpy.backends.base import Device
 from mnnpy.graph.ir import Graph
 from mnnpy.options import Options
 from mnnpy.search.calibrate import device_fingerprint
+from mnnpy.search.measure import now
 from mnnpy.search.observe import Observer, Task, teller
 from mnnpy.search.place import Machine
 from mnnpy.search.planner import Decision, Way, decide, graph_key, made_up, measured, ways
@@ -40,10 +40,11 @@ class Chooser:
     ) -> None:
         self.observer = observer
         self.shipped = shipment.plans if shipment is not None else {}
-        self.machine = Machine(devices, None if shipment is None else shipment.devices)
         self.options = options
         fingerprint = " | ".join(device_fingerprint(d) for d in devices)
         self.records = Records(fingerprint, cache_folder() / "plans.jsonl")
+        shipped = None if shipment is None else shipment.devices
+        self.machine = Machine(devices, shipped, self.records, options.tune != "off")
 
     def ways(self, graph: Graph) -> list[Way]:
         """All ways, the one predicted to be fastest first; empty where some node runs nowhere."""
@@ -66,8 +67,7 @@ class Chooser:
                     plan = prepare(way)
                     return lambda: plan.run(given)
 
-                clock = time.perf_counter
-                record = measured(found, key, self.records, run, options.seconds, clock, tell)[1]
+                record = measured(found, key, self.records, run, options.seconds, now, tell)[1]
         elif record is not None:
             tell("recalled", record.decision, min(record.samples[record.decision]), record)
         return decide(found, record)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mnnpy.backends.base import Candidate
 from mnnpy.classes import dataclass
 
-__all__ = ["Peaks", "predict"]
+__all__ = ["Peaks", "bound", "predict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,12 @@ class Peaks:
     def shared(self) -> bool:
         """Whether the device works in the host's memory."""
         return self.link == float("inf") and self.latency == 0.0
+
+
+def bound(candidate: Candidate, peaks: Peaks) -> float:
+    """Seconds that its arithmetic takes at the peak rate: what it reads may lie in a cache, but this has to be done."""
+    rate = peaks.rates.get(str(candidate.parameters.get("rate", "f32")), 0.0)
+    return candidate.flops / rate if rate > 0 else float("inf")
 
 
 def predict(candidate: Candidate, peaks: Peaks) -> float:

@@ -18,11 +18,12 @@ from mnnpy.decompose.registry import OpClass, get_op
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.assign import Bond, Flow, Problem, Solution, Task, solve
 from mnnpy.search.calibrate import calibrate
+from mnnpy.search.correct import Corrections
 from mnnpy.search.cost import predict
 from mnnpy.search.partition import CONTROL, HOST, STAYS, Assignment, is_host_node
-from mnnpy.search.records import Record
+from mnnpy.search.records import Record, Records
 
-__all__ = ["Estimate", "Machine", "Placement", "chunks", "estimate", "place"]
+__all__ = ["Estimate", "Heavy", "Machine", "Placement", "chunks", "estimate", "family", "place"]
 
 #: Ops that begin a chunk of their own; candidates are asked for these only.
 HEAVY = frozenset({"MatMul", "Convolution", "LSTM", "GRU", "RNN"})
@@ -36,11 +37,28 @@ INTERPRETED = 2e8
 View = Callable[[Node], NodeView]
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Heavy:
+    """Predicted seconds of a node by its best algorithm, and what the roofline alone says of that."""
+
+    seconds: float
+    algorithm: str
+    plain: float
+
+
 class Machine:
     """Opened devices with what they reach. Space 0 is the host's memory, space k + 1 that of device k."""
 
-    def __init__(self, devices: Sequence[Device], shipped: Sequence[Mapping[str, Record]] | None = None) -> None:
-        """*shipped*: records that were measured elsewhere, for each device."""
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        shipped: Sequence[Mapping[str, Record]] | None = None,
+        plans: Records | None = None,
+        learnt: bool = True,
+    ) -> None:
+        """*shipped*: records that were measured elsewhere, for each device. *plans*: those of whole plans; *learnt*:
+        whether earlier measurements correct the cost model.
+        """
         self.devices = tuple(devices)
         self.names = device_names(devices)
         given = shipped or [{}] * len(self.devices)
@@ -48,7 +66,10 @@ class Machine:
         #: Devices that find out whether they support a node by trying, which is dear.
         self.tries = tuple(bool(getattr(d, "tries", False)) for d in devices)
         self.limits = tuple(float(d.info.facts.get("memory", inf)) for d in devices)
-        self._seconds: dict[tuple[int, str], tuple[float, str]] = {}
+        own = (getattr(d, "records", None) for d in devices)
+        self._layers: tuple[Corrections | None, ...] = tuple(r.corrections() if learnt and r else None for r in own)
+        self._plans = plans.corrections() if learnt and plans is not None else None
+        self._heavy: dict[tuple[int, str], Heavy] = {}
 
     def copies(self) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
         """(latency, seconds per byte) of copies between spaces; between two devices by way of the host."""
@@ -58,21 +79,37 @@ class Machine:
         latency = tuple(tuple(0.0 if a == b else ends[a][0] + ends[b][0] for b in count) for a in count)
         return latency, tuple(tuple(0.0 if a == b else ends[a][1] + ends[b][1] for b in count) for a in count)
 
-    def heavy(self, device: int, view: NodeView, precision: str) -> tuple[float, str]:
-        """Seconds and name of the algorithm that the cost model likes best; remembered by kind of node."""
+    def heavy(self, device: int, view: NodeView, precision: str) -> Heavy:
+        """The algorithm that the corrected cost model likes best; remembered by kind of node."""
+        key = (device, _kind(view, precision))
+        found = self._heavy.get(key)
+        if found is None:
+            found = self._heavy[key] = min(self._candidates(device, view, precision), default=Heavy(inf, "", inf))
+        return found
+
+    def _candidates(self, device: int, view: NodeView, precision: str) -> Iterator[Heavy]:
         peaks = self.peaks[device]
         assert peaks is not None
-        key = (device, _kind(view, precision))
-        found = self._seconds.get(key)
-        if found is None:
-            allowed = (
-                c
-                for c in self.devices[device].candidates(view)
-                if precision in c.parameters.get("precisions", (precision,))
-            )
-            found = min(((predict(c, peaks), c.algorithm) for c in allowed), default=(inf, ""))
-            self._seconds[key] = found
-        return found
+        layers = self._layers[device]
+        for c in self.devices[device].candidates(view):
+            if precision in c.parameters.get("precisions", (precision,)):
+                seconds = predict(c, peaks)
+                factor = 1.0
+                if layers is not None and seconds < inf:
+                    family = str(c.parameters.get("family", ""))
+                    factor = layers.factor(family, c.algorithm, c.flops, c.bytes)
+                yield Heavy(seconds * factor, c.algorithm, seconds)
+
+    def factor(self, device: int, precision: str) -> float:
+        """What whole plans on a device that measures no layers took, over what was predicted for them."""
+        if self._plans is None or self._layers[device] is not None:
+            return 1.0
+        return self._plans.factor(family(precision), self.names[device], 1.0, 1.0)
+
+
+def family(precision: str) -> str:
+    """Plans whose predictions are corrected together."""
+    return f"plan; {precision}"
 
 
 def _interprets(device: Device) -> bool:
@@ -95,6 +132,14 @@ class Placement:
     solution: Solution
     problem: Problem
     chunks: tuple[tuple[int, ...], ...]  #: node numbers of each task
+
+    def uncorrected(self, machine: Machine, precision: str) -> float:
+        """Predicted seconds of a run without what earlier plans taught."""
+        found = self.solution.seconds
+        for task, device in zip(self.problem.tasks, self.solution.devices, strict=True):
+            if device < len(machine.devices) and machine.peaks[device] is not None:
+                found -= task.seconds[device] * (1 - 1 / machine.factor(device, precision))
+        return found
 
     @property
     def seconds(self) -> list[float]:
@@ -364,10 +409,11 @@ def _seconds(machine: Machine, device: int, views: Sequence[NodeView], light: _L
     peaks = machine.peaks[device]
     if peaks is None:
         return sum(moved_bytes(v) for v in views) / INTERPRETED + STEP * len(views)
-    heavy = [machine.heavy(device, v, precision)[0] for v in views if v.node.op in HEAVY]
+    heavy = [machine.heavy(device, v, precision).seconds for v in views if v.node.op in HEAVY]
     rate = peaks.rates.get("f32", peaks.memory)
     total = sum(heavy) + sum(max(f / rate, b / peaks.memory) + peaks.launch for f, b in light.plain)
-    return total + light.flops / rate + light.moved / peaks.memory + peaks.launch * light.alone
+    total += light.flops / rate + light.moved / peaks.memory + peaks.launch * light.alone
+    return total * machine.factor(device, precision)
 
 
 def _size(graph: Graph, name: str) -> float:

@@ -18,10 +18,11 @@ import numpy as np
 from mnnpy.backends.base import Device
 from mnnpy.decompose.lower import Decomposed, decompose, view_of
 from mnnpy.graph.ir import Graph, Node, TensorType
-from mnnpy.search.measure import measure
+from mnnpy.search.agree import agree, wrong
+from mnnpy.search.measure import measure, quietly
 from mnnpy.search.observe import Tell, silent
 from mnnpy.search.partition import Assignment
-from mnnpy.search.place import Machine, Placement, place
+from mnnpy.search.place import Machine, Placement, family, place
 from mnnpy.search.records import Record, Records
 
 __all__ = ["Decision", "Way", "decide", "graph_key", "made_up", "measured", "ways"]
@@ -41,6 +42,8 @@ class Way:
     chosen: tuple[Assignment, ...]
     predicted: float
     placement: Placement
+    work: tuple[float, float, float] | None = None  #: of a plan of one device: what its record says of the prediction
+    family: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,9 @@ def _way(name: str, lowered: Decomposed, machine: Machine, precision: str, only:
     placement = place(graph, machine, view, precision, only)
     if placement is None:
         return None
-    return Way(name, lowered, placement.chosen, placement.solution.seconds, placement)
+    work = None if only is None else (1.0, 1.0, placement.uncorrected(machine, precision))
+    seconds = placement.solution.seconds
+    return Way(name, lowered, placement.chosen, seconds, placement, work, family(precision))
 
 
 def _equal(one: Way, other: Way) -> bool:
@@ -151,15 +156,19 @@ def measured(
     until = clock() + budget
     shortlist = [w for w in found if w.predicted <= SHORTLIST * found[0].predicted]
     runs: dict[str, Callable[[], float]] = {}
+    prepared: dict[str, Callable[[], list[Any]]] = {}
     outputs: dict[str, list[Any]] = {}
     for way in shortlist:
         if runs and clock() > until:
             break
         tell("begun", way.name)
         run = prepare(way)
-        outputs[way.name] = run()
+        prepared[way.name] = run
+        outputs[way.name] = _undisturbed(run)
         runs[way.name] = _timed(run, clock)
     banned = wrong(outputs)
+    if banned and not all(agree(outputs[n], _undisturbed(prepared[n])) for n in outputs if n not in banned):
+        banned = set()  # what it computes is random
     for name in sorted(banned):
         tell("banned", name)
     alive = {n: r for n, r in runs.items() if n not in banned}
@@ -172,10 +181,24 @@ def measured(
     reason = "fastest measured" if len(samples) > 1 else "cost model"
     if banned:
         reason += f"; banned for wrong results: {', '.join(sorted(banned))}"
-    record = Record(key, records.fingerprint, samples, best, reason, {w.name: w.predicted for w in found})
+    predicted = {w.name: w.predicted for w in found}
+    work = {w.name: w.work for w in shortlist if w.work is not None and w.name in samples}
+    record = Record(key, records.fingerprint, samples, best, reason, predicted, work, found[0].family)
     records.add(record)
     tell("decided", best, min(samples[best]), record)
     return next(w for w in found if w.name == best), record
+
+
+def _undisturbed(run: Callable[[], list[Any]]) -> list[Any]:
+    """One run; in the background at a time when nobody else runs."""
+    results: list[Any] = []
+
+    def once() -> float:
+        results[:] = run()
+        return 0.0
+
+    quietly(once)
+    return results
 
 
 def _timed(run: Callable[[], list[Any]], clock: Callable[[], float]) -> Callable[[], float]:
@@ -185,34 +208,6 @@ def _timed(run: Callable[[], list[Any]], clock: Callable[[], float]) -> Callable
         return clock() - begin
 
     return once
-
-
-def wrong(outputs: Mapping[str, Sequence[Any]], tolerance: float = 1e-2) -> set[str]:
-    """Names whose arrays differ from the majority's (of two that differ, the later one) by more than rounding."""
-    names = list(outputs)
-    agreeing = {n: [m for m in names if _agree(outputs[n], outputs[m], tolerance)] for n in names}
-    if not names:
-        return set()
-    right = max(names, key=lambda n: (len(agreeing[n]), -names.index(n)))
-    return set(names) - set(agreeing[right])
-
-
-def _agree(one: Sequence[Any], other: Sequence[Any], tolerance: float) -> bool:
-    for a, b in zip(one, other, strict=True):
-        if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
-            continue
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if a.dtype.kind != "f":
-            continue  # an index may differ where two values are equal but for rounding
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        if (np.isnan(x) != np.isnan(y)).any():
-            return False
-        finite = np.isfinite(x) & np.isfinite(y)
-        scale = max(float(np.abs(x[finite]).max(initial=0)), 1e-30)
-        if float(np.abs(x[finite] - y[finite]).max(initial=0)) > tolerance * scale:
-            return False
-    return True
 
 
 def made_up(graph: Graph) -> list[Any] | None:

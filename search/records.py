@@ -16,10 +16,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnnpy.classes import dataclass, field, field_names
 from mnnpy.store import cache_folder
+
+if TYPE_CHECKING:
+    from mnnpy.search.correct import Corrections
 
 __all__ = ["SCHEMA", "Record", "Records", "peak_records", "plain", "record_of"]
 
@@ -31,7 +34,8 @@ class Record:
     """One decision: *samples* are seconds per run of each candidate, in order of measurement, *predicted* what the cost
     model had said.
 
-    An empty *decision* marks a measurement in which nothing was chosen, such as a calibration.
+    An empty *decision* marks a measurement in which nothing was chosen, such as a calibration. *work*: operations,
+    bytes and seconds by the roofline alone of each candidate; *family*: what corrections are fitted to together.
     """
 
     key: str
@@ -40,6 +44,8 @@ class Record:
     decision: str
     reason: str
     predicted: Mapping[str, float] = field(default_factory=dict)
+    work: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    family: str = ""
 
 
 def plain(record: Record) -> dict[str, Any]:
@@ -59,6 +65,8 @@ def record_of(row: Mapping[str, Any]) -> Record:
     for times in record.samples.values():
         if not all(isinstance(t, (int, float)) and 0 <= t < inf for t in times):
             raise ValueError("a sample is no number of seconds")
+    if not isinstance(record.family, str) or any(len(w) != 3 for w in record.work.values()):
+        raise ValueError("work is operations, bytes and seconds")
     return record
 
 
@@ -74,6 +82,7 @@ class Records:
         self.fingerprint = fingerprint
         self.path = path
         self._found: dict[str, Record] | None = None
+        self._corrections: Corrections | None = None
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Record | None:
@@ -81,10 +90,25 @@ class Records:
         with self._lock:
             return self._all().get(key)
 
+    def all(self) -> list[Record]:
+        """All decisions on this device and build, the newest of each key."""
+        with self._lock:
+            return list(self._all().values())
+
+    def corrections(self) -> Corrections:
+        """What the measurements so far say about the cost model; fitted again after every new one."""
+        with self._lock:
+            if self._corrections is None:
+                from mnnpy.search.correct import Corrections
+
+                self._corrections = Corrections(list(self._all().values()))
+            return self._corrections
+
     def add(self, record: Record) -> None:
         """Remember a decision; on disk too, where that is possible."""
         with self._lock:
             self._all()[record.key] = record
+            self._corrections = None
             if self.path is None:
                 return
             row = {"schema": SCHEMA, **plain(record)}

@@ -127,15 +127,18 @@ class CpuDevice:
     def candidates(self, view: NodeView) -> list[Candidate]:
         """All algorithms with a kernel for this node, with analytic costs; ``precisions``: tiers that allow them."""
         from mnnpy.backends.cpu.algorithms import TABLE, selectable
-        from mnnpy.backends.cpu.select import accepted
+        from mnnpy.backends.cpu.select import accepted, family
 
+        group = family(view.node.op, self.isa, self._threads)
+        view = _channels_last(view)
         if not selectable(view):
             from mnnpy.backends.analytic import moved_bytes, node_flops
 
-            return [Candidate("direct", node_flops(view), moved_bytes(view))]
+            return [Candidate("direct", node_flops(view), moved_bytes(view), 1, {"family": group})]
         low = replace(view, node=view.node.replace(attrs={**view.node.attrs, "precision": "low"}))
         entries = [a for a in TABLE[view.node.op] if a.applies(view)]
-        return [a.candidate(view) for a in entries if a.name == "direct" or accepted(low, a.name, self.isa)]
+        found = [a.candidate(view) for a in entries if a.name == "direct" or accepted(low, a.name, self.isa)]
+        return [replace(c, parameters={**c.parameters, "family": group}) for c in found]
 
     @property
     def algorithms(self) -> Mapping[str, Mapping[str, frozenset[str]]]:
@@ -219,6 +222,20 @@ class CpuDevice:
 
     def synchronize(self) -> None:
         return None
+
+
+def _channels_last(view: NodeView) -> NodeView:
+    """A convolution as the kernels see it, once the layout pass has been there."""
+    x, y = view.inputs[0], view.outputs[0]
+    if view.node.op != "Convolution" or "layout" in view.node.attrs or x is None or y is None:
+        return view
+
+    def turned(t: TensorType) -> TensorType:
+        shape = tuple(t.shape or ())
+        return TensorType(t.dtype, (shape[0], *shape[2:], shape[1]))
+
+    node = view.node.replace(attrs={**view.node.attrs, "layout": "NHWC"})
+    return replace(view, node=node, inputs=(turned(x), *view.inputs[1:]), outputs=(turned(y), *view.outputs[1:]))
 
 
 def lower(graph: Graph, optimize: frozenset[str], precision: str = "normal") -> Graph:

@@ -18,20 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from mnnpy.backends.base import NodeView
+from mnnpy.backends.base import Candidate, NodeView
 from mnnpy.backends.cpu import _native
 from mnnpy.backends.cpu.algorithms import TABLE, Algorithm, selectable
 from mnnpy.backends.cpu.calibrate import calibrated, peaks
 from mnnpy.backends.cpu.machine import fingerprint
 from mnnpy.classes import dataclass, field
 from mnnpy.graph.ir import Graph, Node, TensorType
-from mnnpy.search.cost import Peaks, predict
-from mnnpy.search.measure import measure
+from mnnpy.search.agree import wrong
+from mnnpy.search.cost import Peaks, bound, predict
+from mnnpy.search.measure import measure, now
 from mnnpy.search.observe import Observer, Task, teller
 from mnnpy.search.records import Record, Records
 from mnnpy.store import cache_folder
 
-__all__ = ["Choice", "accepted", "records", "select_algorithms"]
+__all__ = ["Choice", "accepted", "family", "records", "select_algorithms"]
 
 #: Ops beside those of the table whose kernels use bf16 products with precision="low" where they can.
 LOW = frozenset({"FusedAttention", "LSTM", "GRU", "RNN"})
@@ -41,6 +42,11 @@ MATTERS = 20e-6
 SHORTLIST = 1.6
 #: Share of the budget that one layer may use up.
 SHARE = 0.5
+#: Budgets after which a measurement that began is cut short.
+LATE = 1.5
+#: Seconds more that the first layers of a small budget get.
+GRACE = 0.25
+MEASURED = "fastest measured"
 #: An algorithm that rounds more than the direct one must be this much faster to be taken.
 GAIN = 1.03
 
@@ -200,10 +206,20 @@ class Selector:
         entries = [e for e in entries if e.name == "direct" or accepted(view, e.name, self.isa)]
         if not self.calibrated and (len(entries) == 1 or (self.budget <= 0 and _direct_is_least(entries, view))):
             return {entries[0].name: nan, **{e.name: inf for e in entries[1:]}}
-        times = {e.name: predict(e.candidate(view), self.peaks) for e in entries}
+        times = {e.name: self._predicted(e.candidate(view), view) for e in entries}
         times = {name: seconds for name, seconds in times.items() if seconds < inf}
         best = fastest(times)
         return dict(sorted(times.items(), key=lambda item: (item[0] != best, item[1])))
+
+    def _predicted(self, candidate: Candidate, view: NodeView) -> float:
+        """By the roofline, corrected by what was measured here."""
+        seconds = predict(candidate, self.peaks)
+        if not self.known or seconds == inf:
+            return seconds
+        group = family(view.node.op, self.isa, self.threads)
+        return seconds * self.records.corrections().factor(
+            group, candidate.algorithm, candidate.flops, candidate.bytes
+        )
 
     def _settled(self, key: str, view: NodeView, ranked: dict[str, float]) -> Choice | None:
         """A choice that needs no measuring, or None."""
@@ -240,15 +256,28 @@ class Selector:
         best = names[0]
         if self.budget <= 0:
             return Choice(best, "cost model", ranked[best], None, names, final=False)
-        begin = time.perf_counter()
-        shortlist = [n for n in names if ranked[n] <= SHORTLIST * ranked[best]]
-        runs = _runs(view, shortlist, self.threads, self.isa)
+        begin = now()
+        shortlist = sorted((n for n in names if ranked[n] <= SHORTLIST * ranked[best]), key=lambda n: n != "direct")
+        outputs: dict[str, list[Any]] = {}
+        runs = _runs(view, shortlist, self.threads, self.isa, outputs)
         tell = teller(self.observer, _task(key, view, {n: ranked[n] for n in shortlist}))
-        _, samples = measure(runs, self.budget * SHARE, tell=tell)
-        best = fastest({name: min(times) for name, times in samples.items()})
-        self.budget -= time.perf_counter() - begin
-        reason = "fastest measured"
-        record = Record(key, self.records.fingerprint, samples, best, reason, {n: ranked[n] for n in shortlist})
+        table = {e.name: e.candidate(view) for e in TABLE[view.node.op] if e.name in runs}
+        bounds = {n: bound(c, self.peaks) for n, c in table.items()}
+        deadline = begin + LATE * self.budget + GRACE
+        _, samples = measure(runs, self.budget * SHARE, tell=tell, bounds=bounds, deadline=deadline)
+        self.budget -= now() - begin
+        banned = wrong(outputs)
+        for name in sorted(banned):
+            tell("banned", name)
+        right = {name: times for name, times in samples.items() if name not in banned}
+        best = fastest({name: min(times) for name, times in right.items()})
+        reason = f"fastest measured; banned for wrong results: {', '.join(sorted(banned))}" if banned else MEASURED
+        predicted = {n: ranked[n] for n in shortlist}
+        work = {n: (c.flops, c.bytes, predict(c, self.peaks)) for n, c in table.items() if n in right}
+        group = family(view.node.op, self.isa, self.threads)
+        if len(samples) < len(shortlist):
+            return Choice(best, f"{reason} before time ran out", ranked[best], min(samples[best]), names, final=False)
+        record = Record(key, self.records.fingerprint, right, best, reason, predicted, work, group)
         self.records.add(record)
         tell("decided", best, min(samples[best]), record)
         return Choice(best, reason, ranked[best], min(samples[best]), names, key=key)
@@ -272,14 +301,24 @@ def _task(key: str, view: NodeView, predicted: Mapping[str, float]) -> Task:
     return Task(key, f"{view.node.op} {' '.join(str(t) for t in shown)}", "cpu", predicted)
 
 
+def family(op: str, isa: str, threads: int) -> str:
+    """Layers whose predictions are corrected together."""
+    return f"{op}; {isa}; {threads} threads"
+
+
 def fastest(seconds: Mapping[str, float]) -> str:
     """The fastest algorithm; the direct one where the gain is too small to round more for."""
     best = min(seconds, key=lambda name: seconds[name])
     return "direct" if seconds.get("direct", inf) < GAIN * seconds[best] else best
 
 
-def _runs(view: NodeView, algorithms: Iterable[str], threads: int, isa: str) -> dict[str, Callable[[], float]]:
-    """One timed call per algorithm of the real kernel, on the layer's own constants and made-up activations."""
+def _runs(
+    view: NodeView, algorithms: Iterable[str], threads: int, isa: str, outputs: dict[str, list[Any]]
+) -> dict[str, Callable[[], float]]:
+    """One timed call per algorithm of the real kernel, on the layer's own constants and made-up activations.
+
+    *outputs* gets what the first call of each computed.
+    """
     noise = np.sin(np.arange(4096, dtype=np.float32))  # numpy.random would be 7 MB of imports
     arrays = {}
     for name, t in zip(view.node.inputs, view.inputs, strict=True):
@@ -288,7 +327,17 @@ def _runs(view: NodeView, algorithms: Iterable[str], threads: int, isa: str) -> 
             arrays[name] = view.constants[name] if name in view.constants else np.resize(noise, shape)
     (out,) = (t for t in view.outputs if t is not None)
     output: Any = np.empty(tuple(map(int, out.shape or ())), np.float32)  # type: ignore[arg-type]
-    return {a: _timed(*_single(view, a, arrays, output, threads, isa), output) for a in algorithms}
+
+    def kept(algorithm: str, run: Callable[[], float]) -> Callable[[], float]:
+        def once() -> float:
+            seconds = run()
+            if algorithm not in outputs:
+                outputs[algorithm] = [output.copy()]
+            return seconds
+
+        return once
+
+    return {a: kept(a, _timed(*_single(view, a, arrays, output, threads, isa), output)) for a in algorithms}
 
 
 def _single(

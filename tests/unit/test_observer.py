@@ -101,7 +101,7 @@ def test_what_a_decision_says() -> None:
 
 def test_a_wrong_way_is_banned_aloud() -> None:
     heard: list[tuple[str, str]] = []
-    ways: Any = [SimpleNamespace(name=n, predicted=0.001) for n in ("one", "two", "wrong")]
+    ways: Any = [SimpleNamespace(name=n, predicted=0.001, work=None, family="") for n in ("one", "two", "wrong")]
 
     def prepare(way: Any) -> Callable[[], list[Any]]:
         return lambda: [np.full(4, 2.0 if way.name == "wrong" else 1.0, np.float32)]
