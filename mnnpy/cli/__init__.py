@@ -27,6 +27,8 @@ COMMANDS = {
     "compare": "compare outputs of two backends, or with onnxruntime, op by op",
     "bench": "measure latency on one or more backends",
     "profile": "time op by op and write a Chrome trace",
+    "tune": "search for the fastest algorithms and devices, and report what was found",
+    "explain": "say what runs where, by which algorithm and why",
     "graph": "show a model as text, DOT or ONNX with the backend of each node",
     "conformance": "test a backend: atomic ops and ONNX's node cases, with labels and reasons",
     "report": "write a report of this machine's devices: conformance and speed, as JSON and HTML",

@@ -30,16 +30,27 @@ def add_session(parser: argparse.ArgumentParser, *, several: bool = False) -> No
     parser.add_argument(
         "-b",
         "--backend",
+        "--backends",
         metavar="NAME",
-        action="append",
+        action=_Names,
         default=[],
-        help="backend to use"
-        + ("; repeat to put several side by side" if several else "; repeat for several in order"),
+        help="backend to use; "
+        + ("several (repeated or cpu,opencl) are put side by side" if several else "repeat, or cpu,opencl for several"),
     )
     parser.add_argument("-t", "--threads", type=int, default=0, help="worker threads (0: one per core)")
     parser.add_argument("--precision", choices=PRECISIONS, default="normal", help="default: normal")
     parser.add_argument("--isa", choices=ISAS, help="highest instruction set of CPU kernels (default: the best)")
     parser.add_argument("--fallback", action="store_true", help="let unsupported ops run on the reference backend")
+
+
+class _Names(argparse.Action):
+    """Names one by one or with commas between them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        names = [n.strip() for n in str(values).split(",") if n.strip()]
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *names])
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +63,8 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         "-s", "--shape", metavar="NAME:1x3x224x224", action="append", default=[],
         help="shape of an input that is made up (default: symbolic sizes are 1)",
     )  # fmt: skip
+    parser.add_argument("--shapes", dest="shape", metavar="NAME=1x3x224x224", action="extend", nargs="+",
+                        help="the same for several inputs")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of made-up inputs")
 
 
@@ -96,7 +109,11 @@ def feeds_for(args: argparse.Namespace, inputs: Sequence[NodeArg]) -> dict[str, 
 
 
 def _split(text: str, sign: str, option: str) -> tuple[str, str]:
-    name, found, value = text.rpartition(sign) if option == "--shape" else text.partition(sign)
+    if option == "--shape":  # names may have colons themselves
+        sign = max(":", "=", key=text.rfind)
+        name, found, value = text.rpartition(sign)
+    else:
+        name, found, value = text.partition(sign)
     if not found or not name:
         raise InputError(f"{option} {text}: write NAME{sign}VALUE")
     return name, value
