@@ -24,7 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_session(parser)
     add_inputs(parser)
     parser.add_argument("--budget", default="10s", metavar="TIME", help="for measuring: 10s (default), 500ms, 2min")
-    parser.add_argument("-o", "--output", type=Path, metavar="PLAN.json", help="write the records of the search")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PLAN.json",
+        help="write what was measured, for Session(tuning=…) here or on machines of the same kind",
+    )
     parser.add_argument("--html", type=Path, metavar="REPORT.html", help="write a report as one page without links")
     parser.epilog = (
         "What is measured is kept in the cache folder (MNNPY_CACHE_DIR) for later sessions of this machine; what is "
@@ -47,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     live.close()
     found["model"]["file"] = Path(args.model).name
     if args.output:
-        args.output.write_text(json.dumps({"schema": 1, "records": found["records"]}, indent=1) + "\n")
-        note(args, f"wrote {args.output}")
+        args.output.write_text(json.dumps(found["tuning"], indent=1) + "\n")
+        note(args, f"wrote {args.output}: {len(found['tuning']['records'])} records")
     if args.html:
         args.html.write_text(html_page(found))
         note(args, f"wrote {args.html}")
@@ -161,14 +167,11 @@ def _row(layer: dict[str, Any]) -> list[Any]:
     others = [f"{n} {us:.4g} µs" for n, us in layer["predicted_us"].items() if n != layer["backend"]]
     alone = f"{layer['why']}: {layer['alone_us']:.4g} µs alone" if layer["alone_us"] else layer["why"]
     why = "; ".join(filter(None, (alone, f"{', '.join(others)} predicted" if others else "")))
-    measured = layer["measured_us"] if layer["steps"] else "fused"
+    measured = layer["measured_us"] if layer["steps"] else "merged"
     return [layer["op"] + (f" +{more}" if more else ""), layer["algorithm"], layer["backend"], predicted,
             "" if measured is None else measured, why, layer["shape"], layer["node"]]  # fmt: skip
 
 
 def _way(way: dict[str, Any]) -> list[str]:
     times = ["" if way[k] is None else _time(way[k]) for k in ("predicted", "measured", "now")]
-    return [
-        *times,
-        way["reason"] or ("" if way["measured"] else "predicted to be too slow to measure, or time ran out"),
-    ]
+    return [*times, way["reason"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mnnpy
@@ -15,10 +15,11 @@ from mnnpy.graph.ir import Graph, TensorType
 from mnnpy.options import Options
 from mnnpy.search.observe import Event, Observer
 from mnnpy.search.place import HEAVY, Machine, estimate
-from mnnpy.search.records import SCHEMA, Record
+from mnnpy.search.planner import SHORTLIST
+from mnnpy.search.records import Record
 from mnnpy.session import NodeArg, Session
 
-__all__ = ["FORMAT", "Watch", "layers_of", "tune"]
+__all__ = ["FORMAT", "Watch", "hand_over", "layers_of", "tune"]
 
 #: Version of the layout of these data.
 FORMAT = 1
@@ -32,21 +33,27 @@ Feeds = Callable[[Sequence[NodeArg]], Mapping[str, Any]]
 
 @dataclass(slots=True)
 class Watch:
-    """An observer that counts, keeps the records of decisions, and passes everything on."""
+    """An observer that counts, keeps what was decided, and passes everything on."""
 
     onward: Observer | None = None
     counts: Counter[str] = field(default_factory=Counter)
-    records: dict[tuple[str, str], Record] = field(default_factory=dict)
     tasks: list[dict[str, Any]] = field(default_factory=list)
+    _seen: set[tuple[str, str]] = field(default_factory=set)
 
     def __call__(self, event: Event, /) -> None:
         self.counts[event.kind] += 1
         record = event.record
-        if record is not None and (record.fingerprint, record.key) not in self.records:
-            self.records[record.fingerprint, record.key] = record
+        if record is not None and (record.fingerprint, record.key) not in self._seen:
+            self._seen.add((record.fingerprint, record.key))
             self.tasks.append(_task(event, record))
         if self.onward is not None:
             self.onward(event)
+
+    def summary(self) -> dict[str, int]:
+        """Decisions made now and known from earlier, runs, and candidates left behind."""
+        known = sum(task["earlier"] for task in self.tasks)
+        counts = {name: self.counts[name] for name in ("measured", "dropped", "banned")}
+        return {"decided": len(self.tasks) - known, "recalled": known, **counts}
 
 
 def _task(event: Event, record: Record) -> dict[str, Any]:
@@ -89,17 +96,13 @@ def tune(model: Any, devices: Sequence[Device], options: Options, feeds_for: Fee
         "model": _model(session, feeds),
         "devices": [_device(d) for d in devices],
         "options": {"threads": options.thread_count, "precision": options.precision, "budget": options.seconds},
-        "search": {
-            "seconds": spent,
-            **{k: watch.counts[k] for k in ("decided", "recalled", "measured", "dropped")},
-            "banned": watch.counts["banned"],
-        },
+        "search": {"seconds": spent, **watch.summary()},
         "ways": ways,
         "layers": layers,
         "edges": edges,
         "points": points,
         "tasks": watch.tasks,
-        "records": [{"schema": SCHEMA, **asdict(r)} for r in watch.records.values()],
+        "tuning": session.tuning_results(),
     }
 
 
@@ -149,7 +152,8 @@ def _ways(
         known = first["ways"].items()
         found = [{"way": w, "chosen": w == first["way"], "reason": "", "now": None, **t} for w, t in known]
         taken = next(w for w in found if w["chosen"])
-        taken["reason"] = first["reason"]
+        for row in found:
+            row["reason"] = first["reason"] if row is taken else _left_out(row, found)
     else:
         times = [t for la in layers if (t := la["predicted_us"].get(la["backend"])) is not None]
         predicted = 1e-6 * sum(times) if times else None
@@ -159,6 +163,14 @@ def _ways(
         found = [taken]
     taken["now"] = min(runs)
     return sorted(found, key=lambda w: (not w["chosen"], w["measured"] or w["predicted"] or 0.0))
+
+
+def _left_out(way: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
+    """Why a way was not measured; empty where it was, or where none was."""
+    if way["measured"] is not None or all(w["measured"] is None for w in found):
+        return ""
+    slow = way["predicted"] > SHORTLIST * min(w["predicted"] for w in found)
+    return f"predicted to take {SHORTLIST:g} times the best or more" if slow else "no time was left to measure it"
 
 
 def layers_of(
@@ -190,7 +202,35 @@ def layers_of(
         _add(layers[found], row, seconds)
     for layer in layers:  # made of other ops than the graph has
         layer["algorithm"] = layer["algorithm"] or " + ".join(dict.fromkeys(s["algorithm"] for s in layer["steps"]))
+    hand_over(layers, edges)
     return layers, sorted([list(e) for e in edges])
+
+
+def hand_over(layers: Sequence[dict[str, Any]], edges: set[tuple[int, int]]) -> None:
+    """Layers that devices fused into another one hand their predictions over to it.
+
+    It is one of the same op that reads the same (products of one operand run as one), else one that reads from it
+    (attention runs as one), else one that it reads from.
+    """
+    reads, readers = defaultdict(set), defaultdict(set)
+    for a, b in edges:
+        reads[b].add(a)
+        readers[a].add(b)
+    for number in reversed(range(len(layers))):
+        layer = layers[number]
+        if layer["steps"]:
+            continue
+        twins = {k for s in reads[number] for k in readers[s] if reads[k] == reads[number]}
+        twins = {k for k in twins if layers[k]["op"] == layer["op"]}
+        for near in (twins, readers[number], reads[number]):
+            alive = (layers[k].get("merged_into", k) for k in sorted(near))
+            into = next((k for k in alive if layers[k]["steps"] and layers[k]["backend"] == layer["backend"]), None)
+            if into is not None:
+                layer["merged_into"] = into
+                mine, theirs = layer["predicted_us"], layers[into]["predicted_us"]
+                layers[into]["predicted_us"] = {b: round(mine[b] + theirs[b], 2) for b in theirs if b in mine}
+                layer["predicted_us"] = {}
+                break
 
 
 def _chunks(

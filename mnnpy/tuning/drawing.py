@@ -38,7 +38,8 @@ def layer_tip(layer: Layer, edges: Mapping[int, Sequence[int]]) -> str:
         "algorithm": layer["algorithm"],
         "shape": layer["shape"],
         "predicted": duration(layer["predicted_us"].get(layer["backend"])),
-        "measured": duration(layer["measured_us"]) if layer["steps"] else "part of another layer's kernels",
+        "measured": duration(layer["measured_us"]),
+        "merged into": str(layer["merged_into"] + 1) if "merged_into" in layer else "",
         "measured alone": duration(layer["alone_us"]),
         "elsewhere, predicted": ", ".join(others),
         "algorithm chosen": layer["why"],
@@ -104,15 +105,12 @@ def _section(
     title: str,
 ) -> str:
     places = _places(rows, reads)
-    wires = []
-    for layer in places:
-        for source in reads.get(layer, ()):
-            if source in places:
-                wires.append(_wire(places[source], places[layer]))
-            else:
-                x, y, width = places[layer]
-                wires.append(f'<path class="wire" d="M{x + width / 2:.0f} {y - 12:.0f}v12"/>')
-                wires.append(f'<text class="faint" x="{x + width / 2 + 3:.0f}" y="{y - 4:.0f}">{source + 1}</text>')
+    lefts = [min(places[k][0] for k in row) for row in rows]
+    wires = [_wire(places[s], places[k], lefts) for k in places for s in reads.get(k, ()) if s in places]
+    for layer, place in places.items():
+        outside = [s for s in reads.get(layer, ()) if s not in places]
+        if outside:
+            wires.append(_stub(place, outside))
     boxes = [_box(layers[k], places[k], colours, slowest, layer_tip(layers[k], reads)) for k in places]
     height = ROW * len(rows) + 6
     return (
@@ -142,18 +140,28 @@ def _places(rows: Sequence[Sequence[int]], reads: Mapping[int, Sequence[int]]) -
     return places
 
 
-def _wire(source: Place, target: Place) -> str:
-    """From the bottom of a box to the top of another; past other rows along the left."""
+def _wire(source: Place, target: Place, lefts: Sequence[float]) -> str:
+    """From the bottom of a box to the top of another; past the rows between them along their left."""
     x1, y1, x2, y2 = source[0] + source[2] / 2, source[1] + BOX, target[0] + target[2] / 2, target[1]
-    if y2 - y1 <= ROW - BOX + 1 or y2 < y1:
+    between = lefts[int(y1 // ROW) : int(y2 // ROW)]
+    if not between:
         return (
             f'<path class="wire" d="M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + 9:.0f} {x2:.0f} {y2 - 9:.0f} {x2:.0f} {y2:.0f}"/>'
         )
-    side = max(4.0, min(source[0], target[0]) - 12)
+    side = min(between) - 9
     return (
-        f'<path class="wire" d="M{source[0]:.0f} {y1 - BOX / 2:.0f}C{side:.0f} {y1 - BOX / 2:.0f} {side:.0f} {y1:.0f} '
-        f"{side:.0f} {y1 + 10:.0f}V{y2 - 4:.0f}C{side:.0f} {y2 + BOX / 2:.0f} {target[0] - 6:.0f} {y2 + BOX / 2:.0f} "
-        f'{target[0]:.0f} {y2 + BOX / 2:.0f}"/>'
+        f'<path class="wire" d="M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + 12:.0f} {side:.0f} {y1:.0f} {side:.0f} {y1 + 16:.0f}'
+        f'V{y2 - 16:.0f}C{side:.0f} {y2:.0f} {x2:.0f} {y2 - 12:.0f} {x2:.0f} {y2:.0f}"/>'
+    )
+
+
+def _stub(place: Place, sources: Sequence[int]) -> str:
+    """The end of wires that come from other sections, with the numbers of the layers there."""
+    x, y = place[0] + place[2] / 2, place[1]
+    numbers = ", ".join(str(s + 1) for s in sources[:3]) + (" …" if len(sources) > 3 else "")
+    return (
+        f'<path class="wire" d="M{x:.0f} {y - 11:.0f}v11"/>'
+        f'<text class="faint" x="{x + 4:.0f}" y="{y - 4:.0f}">{numbers}</text>'
     )
 
 
@@ -162,11 +170,12 @@ def _box(layer: Layer, place: Place, colours: Mapping[str, int], slowest: float,
     measured = layer["measured_us"]
     share = (width - 4) * min(1.0, (measured or 0.0) / slowest)
     room = int((width - 10) / 6.1)
-    second = " ".join(filter(None, (duration(measured), layer["algorithm"])))
+    second = " ".join(filter(None, (duration(measured), layer["algorithm"]))) if layer["steps"] else "merged"
     name = f"{layer['id'] + 1} {layer['op']}"
     label = f"{layer['op']}, {layer['backend']}, {layer['algorithm']}, {duration(measured) or 'not timed'}"
+    kind = "layer" if layer["steps"] else "layer merged"
     return (
-        f'<g class="layer k{colours.get(layer["backend"], 5)}" tabindex="0" role="button" '
+        f'<g class="{kind} k{colours.get(layer["backend"], 5)}" tabindex="0" role="button" '
         f'aria-label="{escape(label, quote=True)}" data-tip="{escape(tip, quote=True)}">'
         f'<rect class="box" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BOX:.0f}" rx="4"/>'
         f'<rect class="share" x="{x + 2:.1f}" y="{y + BOX - 5:.1f}" width="{share:.1f}" height="3" rx="1"/>'

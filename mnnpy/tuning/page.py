@@ -75,13 +75,10 @@ def _cards(found: Mapping[str, Any]) -> str:
     others = [w["measured"] for w in ways if not w["chosen"] and w["measured"]]
     if others:
         cards.append((f"{min(others) / best:.2f}×", "as fast as the next best way"))
-    known = f" and {search['recalled']} known from earlier" if search["recalled"] else ""
-    cards.append(
-        (
-            duration(1e6 * search["seconds"]),
-            f"of search, with all that was compiled; {search['decided']} decisions{known}",
-        )
-    )
+    count = search["decided"]
+    made = f"{count} decision{'' if count == 1 else 's'} made"
+    known = f", {search['recalled']} known from earlier" if search["recalled"] else ""
+    cards.append((duration(1e6 * search["seconds"]), f"of search, with all that was compiled; {made}{known}"))
     found_errors = errors(found["points"])
     if found_errors:
         cards.append(
@@ -155,8 +152,7 @@ def _ways(found: Mapping[str, Any], colours: Mapping[str, int]) -> str:
         colour = colours.get(w["way"].rstrip("+"), 5)
         bars = [_bar(w[k] / longest, colour, kind) for k, kind in (("measured", ""), ("predicted", "hollow")) if w[k]]
         times = [_time(None if w[k] is None else 1e6 * w[k]) for k in ("predicted", "measured", "now")]
-        why = w["reason"] or ("" if w["measured"] else "predicted to be too slow to measure, or time ran out")
-        rows.append(("taken" if w["chosen"] else "", [escape(w["way"]), *times, "".join(bars), escape(why)]))
+        rows.append(("taken" if w["chosen"] else "", [escape(w["way"]), *times, "".join(bars), escape(w["reason"])]))
     head = [("Way", "way"), ("Predicted", "n"), ("Measured", "n"), ("Now", "n opt"), ("Bars", "bars"), ("Why", "opt")]
     text = (
         "<p>A way named after a backend stays there; with a plus it begins there and goes wherever it is predicted to "
@@ -217,10 +213,11 @@ def _scatter(found: Mapping[str, Any], colours: Mapping[str, int]) -> str:
         ("Backend", "name"),
         ("Layers", "n"),
         ("Median error", "n"),
-        ("Within the band", "n"),
-        ("Predicted too slow", "n"),
+        ("Within band", "n"),
+        ("Predicted slower", "n"),
     ]
-    return text + legend(used) + scatter(points, colours) + _table("Errors of predictions by backend", head, rows)
+    table = _table("Errors of predictions by backend", head, rows)
+    return f'{text}{legend(used)}<div class="pair">{scatter(points, colours)}{table}</div>'
 
 
 def _layers(found: Mapping[str, Any], colours: Mapping[str, int]) -> str:
@@ -228,16 +225,21 @@ def _layers(found: Mapping[str, Any], colours: Mapping[str, int]) -> str:
     for la in found["layers"]:
         tag = f'<span class="tag k{colours.get(la["backend"], 5)}">{escape(la["backend"])}</span>'
         why = "; ".join(filter(None, (la["why"], _elsewhere(la))))
-        measured: Cell = _time(la["measured_us"]) if la["steps"] else ("fused", ' data-v="0"')
+        measured: Cell = _time(la["measured_us"]) if la["steps"] else (_merged(la), ' data-v="0"')
         number = (str(la["id"] + 1), f' data-v="{la["id"]}"')
-        cells: list[Cell] = [number, escape(la["op"]), escape(la["algorithm"]), tag, _time(la["predicted_us"].get(la["backend"])),
-                 measured, escape(why), escape(la["shape"]), f"<code>{escape(la['node'])}</code>"]  # fmt: skip
+        predicted = _time(la["predicted_us"].get(la["backend"]))
+        cells: list[Cell] = [number, escape(la["op"]), escape(la["algorithm"]), tag, predicted, measured]
+        cells += [escape(why), escape(la["shape"]), f"<code>{escape(la['node'])}</code>"]
         rows.append(("", cells))
     head = [("#", "n"), ("Op", ""), ("Algorithm", "name"), ("Backend", ""), ("Predicted", "n"), ("Measured", "n"),
             ("Why", "opt"), ("Shape", "opt"), ("Node", "opt name")]  # fmt: skip
     table = _table("Layers of the chosen plan; press a heading to sort", head, rows, sortable=True)
     opened = "" if len(rows) > LONG else " open"
     return f"<details{opened}><summary>{len(rows)} layers</summary>{table}</details>"
+
+
+def _merged(layer: Mapping[str, Any]) -> str:
+    return f"in {layer['merged_into'] + 1}" if "merged_into" in layer else "merged"
 
 
 def _elsewhere(layer: Mapping[str, Any]) -> str:
@@ -257,9 +259,17 @@ def _tasks(found: Mapping[str, Any]) -> str:
         ]
         when = "earlier" if task["earlier"] else "now"
         taken = f"<b>{escape(task['decision'])}</b>"
-        cells: list[Cell] = [escape(task["task"]), escape(task["device"]), taken, "<br>".join(times), escape(task["reason"]), when]
+        cells: list[Cell] = [escape(task["task"]), escape(task["device"]), taken, "<br>".join(times)]
+        cells += [escape(task["reason"]), when]
         rows.append(("", cells))
-    head = [("Task", "name"), ("Device", "opt"), ("Taken", ""), ("Candidates", ""), ("Why", "opt"), ("Measured", "opt")]
+    head = [
+        ("Task", "name"),
+        ("Device", "opt"),
+        ("Taken", ""),
+        ("Candidates", "lines"),
+        ("Why", "opt"),
+        ("Measured", "opt"),
+    ]
     caption = "Records of the search: candidates with the best run, the number of runs, and the prediction"
     opened = "" if len(rows) > LONG else " open"
     return f"<details{opened}><summary>{len(rows)} records</summary>{_table(caption, head, rows)}</details>"
