@@ -59,13 +59,13 @@ class _Lowering:
         inputs = tuple(self.resolve(n) if n else "" for n in node.inputs)
         if inputs != node.inputs:
             node = node.replace(inputs=inputs)
-        if get_op(node.op).op_class is OpClass.CONTROL or self.claims(view_of(node, self.types, self.constants)):
-            self.out.append(node)
-            return
         rule = find_rule(node.op, self.backend)
-        if rule is None:
+        # What has no rule stays anyway: nobody is asked, as answers can be dear.
+        stays = rule is None or get_op(node.op).op_class is OpClass.CONTROL
+        if stays or self.claims(view_of(node, self.types, self.constants)):
             self.out.append(node)
             return
+        assert rule is not None
         if depth > MAX_DEPTH:
             raise ModelError(f"the rule of '{node.op}' (node '{node.label}') expands to itself")
         self._expand(node, rule, depth)

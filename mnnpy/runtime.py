@@ -20,7 +20,7 @@ import numpy as np
 
 from mnnpy.backends.base import Device, Program, Recipe, Segment, device_names
 from mnnpy.classes import dataclass, field
-from mnnpy.errors import MnnpyError, ModelError
+from mnnpy.errors import BackendError, MnnpyError, ModelError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value, tensor_type_of
 from mnnpy.limits import check_arenas, check_memory
 from mnnpy.options import Options
@@ -486,8 +486,17 @@ class Executable:
                 built[way.name] = self._assembled(spec, way.lowered, way)
             return built[way.name]
 
-        way, decision = chooser.choose(graph, found, prepare, feeds if spec.late is None else None)
-        plan = prepare(way)
+        while True:
+            way, decision = chooser.choose(graph, found, prepare, feeds if spec.late is None else None)
+            try:
+                plan = prepare(way)
+                break
+            except BackendError:
+                if way.placement.sure:
+                    raise
+                found = chooser.sure(found, {w.name for w in found})
+                if not found:
+                    raise
         plan.decision = decision
         return plan
 

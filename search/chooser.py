@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mnnpy.backends.base import Device
@@ -12,7 +12,7 @@ from mnnpy.search.calibrate import device_fingerprint
 from mnnpy.search.measure import now
 from mnnpy.search.observe import Observer, Task, teller
 from mnnpy.search.place import Machine
-from mnnpy.search.planner import Decision, Way, decide, graph_key, made_up, measured, ways
+from mnnpy.search.planner import SHORTLIST, Decision, Way, decide, graph_key, made_up, measured, ranked, settled, ways
 from mnnpy.search.records import Records
 from mnnpy.store import cache_folder
 
@@ -53,7 +53,10 @@ class Chooser:
     def choose(
         self, graph: Graph, found: Sequence[Way], prepare: Callable[[Way], Runnable], feeds: Sequence[Any] | None
     ) -> tuple[Way, Decision]:
-        """The way to take and why: recorded, measured on *feeds* where that is asked for, or predicted."""
+        """The way to take and why: recorded, measured on *feeds* where that is asked for, or predicted.
+
+        A way that was not measured may turn out not to be one when it is compiled: ask about it then (``sure``).
+        """
         options = self.options
         key = graph_key(graph, self.machine, options.precision, options.thread_count)
         record = (self.shipped.get(key) or self.records.get(key)) if options.tune != "off" else None
@@ -62,6 +65,7 @@ class Chooser:
             inputs = feeds if feeds is not None else made_up(graph)
             if inputs is not None:
                 given = inputs
+                found = self.sure(found, {w.name for w in found if w.predicted <= SHORTLIST * found[0].predicted})
 
                 def run(way: Way) -> Callable[[], list[Any]]:
                     plan = prepare(way)
@@ -71,3 +75,8 @@ class Chooser:
         elif record is not None:
             tell("recalled", record.decision, min(record.samples[record.decision]), record)
         return decide(found, record)
+
+    def sure(self, found: Sequence[Way], names: Set[str]) -> list[Way]:
+        """The ways anew, those of *names* with every device asked about what it gets."""
+        asked = (settled(w, self.machine, self.options.precision) if w.name in names else w for w in found)
+        return ranked([w for w in asked if w is not None])

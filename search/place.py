@@ -132,6 +132,7 @@ class Placement:
     solution: Solution
     problem: Problem
     chunks: tuple[tuple[int, ...], ...]  #: node numbers of each task
+    sure: bool  #: whether every device was asked if it supports what it gets
 
     def uncorrected(self, machine: Machine, precision: str) -> float:
         """Predicted seconds of a run without what earlier plans taught."""
@@ -150,10 +151,12 @@ class Placement:
         return found
 
 
-def place(graph: Graph, machine: Machine, view: View, precision: str, only: int | None = None) -> Placement | None:
+def place(
+    graph: Graph, machine: Machine, view: View, precision: str, only: int | None = None, *, ask: bool = True
+) -> Placement | None:
     """The assignment that the cost model likes best (*only*: with that device wherever it can run).
 
-    None where some node runs nowhere.
+    None where some node runs nowhere. Without *ask* devices that try are assumed to support everything.
     """
     views = [view(n) for n in graph.nodes]
     answers = _Answers(machine, views)
@@ -166,14 +169,15 @@ def place(graph: Graph, machine: Machine, view: View, precision: str, only: int 
         solution = solve(problem)
         if solution is None:
             return None
-        if answers.hold(pieces, solution.devices):
+        if not ask or answers.hold(pieces, solution.devices):
             break
     chosen: list[Assignment] = [Assignment(HOST, "")] * len(graph.nodes)
     for task, piece, device in zip(problem.tasks, pieces, solution.devices, strict=True):
         found = Assignment(only, STAYS) if device == only else _assignment(machine, graph.nodes[piece[0]], task, device)
         for k in piece:
             chosen[k] = found
-    return Placement(tuple(chosen), solution, problem, tuple(map(tuple, pieces)))
+    sure = ask or not any(machine.tries[a.device] for a in chosen if a.device >= 0)
+    return Placement(tuple(chosen), solution, problem, tuple(map(tuple, pieces)), sure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +251,7 @@ def _possible(
         return host
     able = [k for k in range(len(machine.devices)) if answers.assumed(k, node)]
     fast = [k for k in able if machine.peaks[k] is not None]
-    if only is not None and only in able and answers.asked(only, node):
+    if only is not None and only in able:
         return frozenset({only})
     if fast or able:
         return frozenset(fast or able)

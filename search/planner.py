@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mnnpy.backends.base import Device
+from mnnpy.backends.base import Device, NodeView
 from mnnpy.decompose.lower import Decomposed, decompose, view_of
+from mnnpy.decompose.registry import find_rule
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.agree import agree, wrong
 from mnnpy.search.measure import measure, quietly
@@ -25,7 +26,7 @@ from mnnpy.search.partition import Assignment
 from mnnpy.search.place import Machine, Placement, family, place
 from mnnpy.search.records import Record, Records
 
-__all__ = ["Decision", "Way", "decide", "graph_key", "made_up", "measured", "ways"]
+__all__ = ["Decision", "Way", "decide", "graph_key", "made_up", "measured", "ranked", "settled", "ways"]
 
 #: Ways predicted to take this much longer than the best are not measured.
 SHORTLIST = 3.0
@@ -44,6 +45,7 @@ class Way:
     placement: Placement
     work: tuple[float, float, float] | None = None  #: of a plan of one device: what its record says of the prediction
     family: str = ""
+    only: int | None = None  #: the device that it stays on
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,51 +66,80 @@ class Decision:
 
 
 def ways(graph: Graph, machine: Machine, precision: str, optimize: frozenset[str]) -> list[Way]:
-    """All ways, the one predicted to be fastest first."""
+    """All ways, the one predicted to be fastest first. Devices that try were not asked yet: see ``settled``."""
     found: list[Way] = []
-    known: list[tuple[frozenset[str], Decomposed]] = []
+    known: list[_Lowering] = []
     for k, device in enumerate(machine.devices):
         if machine.peaks[k] is None:
             continue
-        claimed, lowered = _decomposed(graph, device, optimize)
-        same = next((d for c, d in known if c == claimed), None)
+        name = machine.names[k]
+        kinds: list[tuple[str, int | None]] = [(name, k)]
+        same = next((one for one in known if one.same(device)), None)
         if same is None:
-            known.append((claimed, lowered))
-        for name, only in ((machine.names[k], k), (f"{machine.names[k]}+", None)):
-            if only is None and same is not None:
-                continue
-            way = _way(name, lowered if same is None else same, machine, precision, only)
+            known.append(same := _Lowering.of(graph, device, optimize))
+            kinds.append((f"{name}+", None))
+        for name, only in kinds:
+            way = _way(name, same.result, machine, precision, only, ask=False)
             if way is not None and not any(_equal(way, w) for w in found):
                 found.append(way)
+    return ranked(found)
+
+
+def ranked(found: Sequence[Way]) -> list[Way]:
+    """By predicted time, plans of several devices with a handicap."""
     return sorted(found, key=lambda w: w.predicted * (GAIN if w.name.endswith("+") else 1.0))
 
 
-def _decomposed(graph: Graph, device: Device, optimize: frozenset[str]) -> tuple[frozenset[str], Decomposed]:
-    """The graph as the device wants it, and the composites that it keeps."""
-    claimed: set[str] = set()
-
-    def claims(view: Any) -> bool:
-        yes = bool(device.supports(view))
-        if yes:
-            claimed.add(repr((view.node.op, view.inputs, view.outputs)))
-        return yes
-
-    lowered = decompose(graph, claims, device.info.backend, optimize=optimize)
-    return frozenset(claimed), lowered
+def settled(way: Way, machine: Machine, precision: str) -> Way | None:
+    """The same way with every device asked about what it gets; None where it is none."""
+    if way.placement.sure:
+        return way
+    return _way(way.name, way.lowered, machine, precision, way.only, ask=True)
 
 
-def _way(name: str, lowered: Decomposed, machine: Machine, precision: str, only: int | None) -> Way | None:
+@dataclass(frozen=True, slots=True)
+class _Lowering:
+    """The graph as a device wants it, and what the device said about composites on the way."""
+
+    backend: str
+    answers: tuple[tuple[NodeView, bool], ...]
+    result: Decomposed
+
+    @staticmethod
+    def of(graph: Graph, device: Device, optimize: frozenset[str]) -> _Lowering:
+        answers: list[tuple[NodeView, bool]] = []
+
+        def claims(view: NodeView) -> bool:
+            answers.append((view, bool(device.supports(view))))
+            return answers[-1][1]
+
+        backend = device.info.backend
+        result = decompose(graph, claims, backend, optimize=optimize)
+        return _Lowering(backend, tuple(answers), result)
+
+    def same(self, device: Device) -> bool:
+        """Whether another device would have had the same rules and given the same answers."""
+        mine, other = self.backend, device.info.backend
+        return all(
+            find_rule(v.node.op, mine) is find_rule(v.node.op, other) and bool(device.supports(v)) == yes
+            for v, yes in self.answers
+        )
+
+
+def _way(
+    name: str, lowered: Decomposed, machine: Machine, precision: str, only: int | None, *, ask: bool
+) -> Way | None:
     graph = lowered.graph
 
-    def view(node: Node) -> Any:
+    def view(node: Node) -> NodeView:
         return view_of(node, graph.types, graph.constants)
 
-    placement = place(graph, machine, view, precision, only)
+    placement = place(graph, machine, view, precision, only, ask=ask)
     if placement is None:
         return None
     work = None if only is None else (1.0, 1.0, placement.uncorrected(machine, precision))
     seconds = placement.solution.seconds
-    return Way(name, lowered, placement.chosen, seconds, placement, work, family(precision))
+    return Way(name, lowered, placement.chosen, seconds, placement, work, family(precision), only)
 
 
 def _equal(one: Way, other: Way) -> bool:
