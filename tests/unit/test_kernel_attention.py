@@ -108,6 +108,13 @@ def test_few_queries_are_left_to_products() -> None:
     assert "FusedAttention" not in {row["op"] for row in program.describe()}
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_few_queries_on_a_cpu(lanes: int, queries: int) -> None:
+    inputs = {"q": normal(2, queries, 8), "k": normal(2, 9, 8), "v": normal(2, 9, 8)}
+    check(interpreted(Caps(STORAGE, lanes=lanes, cpu_like=True)), inputs | {"mask": normal(queries, 9)})
+
+
 @pytest.mark.parametrize("name", ["opencl", "vulkan"])
 def test_heads_are_read_where_they_lie(name: str) -> None:
     device(name)

@@ -29,7 +29,7 @@ LOWEST = -3.4028234663852886e38  #: of f32: in place of -inf, so that difference
 KEYS = 8  #: of a block of ``items``
 COLUMNS, ROWS = 16, 8  #: items of a group
 TILES = ((32, 32), (16, 32), (16, 16))  #: queries and keys of a group, the first that fits local memory
-#: Below so many queries products of vectors and matrices do better.
+#: On GPUs, products of vectors and matrices do better below so many queries; on CPU-like devices even one pays.
 FEW = 4
 
 
@@ -48,7 +48,7 @@ def candidates(work: Lowering, node: Node) -> list[tuple[str, float]]:
     for name in (*node.inputs[:3], *node.outputs):
         if work.dtype(name) not in _STAGED:
             raise Declined(f"attention of {work.dtype(name)} has no kernel")
-    if a["q_len"] < FEW:
+    if a["q_len"] < FEW and not work.caps.cpu_like:
         raise Declined(f"attention of {a['q_len']} queries is left to products")
     flops = 2.0 * prod(a["batch"]) * a["q_len"] * a["k_len"] * (a["dim"] + a["v_dim"])
     found = {"items": flops}
