@@ -140,7 +140,7 @@ def _devices(step: Step, machine: Machine, options: Options) -> dict[str, dict[s
     graph = step.graph
     found: dict[str, dict[str, float]] = {}
     for e in estimate(graph, machine, lambda n: view_of(n, graph.types, graph.constants), options.precision):
-        times = {machine.devices[d].info.backend: round(1e6 * s, 1) for d, s in e.seconds.items()}
+        times = {machine.names[d]: round(1e6 * s, 1) for d, s in e.seconds.items()}
         found.update({graph.nodes[k].label: times for k in e.nodes})
     return found
 

@@ -72,7 +72,7 @@ class Chooser:
                     return lambda: plan.run(given)
 
                 record = measured(found, key, self.records, run, options.seconds, now, tell)[1]
-        elif record is not None:
+        elif record is not None and any(w.name == record.decision for w in found):
             tell("recalled", record.decision, min(record.samples[record.decision]), record)
         return decide(found, record)
 

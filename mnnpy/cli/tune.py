@@ -93,10 +93,10 @@ class Live:
         if event.kind in ("decided", "recalled"):
             self._final(event, best, self._runs.get(key, 0))
         elif event.kind == "banned":
-            self._line(f"{_title(event.task)}: '{event.candidate}' computes something else than the others; banned")
+            self._line(f"'{event.candidate}' computes something else than the others; banned: {_title(event.task)}")
         elif self._terminal:
             now = f"preparing {event.candidate}" if event.kind == "begun" else ""
-            self._show(f"{_title(event.task)}: {'  '.join(filter(None, (_times(best), now)))}")
+            self._show(f"{'  '.join(filter(None, (_times(best), now)))}: {_title(event.task)}")
 
     def close(self) -> None:
         """Leave no half line behind."""
@@ -106,7 +106,7 @@ class Live:
     def _final(self, event: Event, best: dict[str, float], runs: int) -> None:
         how = f"of {len(best)} in {runs} runs" if event.kind == "decided" else "measured earlier"
         took = "" if event.seconds is None else f" {_time(event.seconds)}"
-        self._line(f"{_title(event.task)}: {event.candidate}{took}, {how}")
+        self._line(f"{event.candidate}{took}, {how}: {_title(event.task)}")
 
     def _line(self, text: str) -> None:
         """A line that stays."""

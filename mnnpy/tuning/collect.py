@@ -74,27 +74,30 @@ def tune(model: Any, devices: Sequence[Device], options: Options, feeds_for: Fee
 
     *feeds_for* makes feeds for a session's inputs. Raises what Session raises.
     """
+    machine = Machine(devices)  # before anything is measured: what the search predicts, it predicts with this
     begin = time.perf_counter()
     session = Session(model, list(devices), options, observer=watch)
     feeds = feeds_for(session.get_inputs())
     decisions = session.explain(feeds).decisions
     spent = time.perf_counter() - begin
-    machine = Machine(devices)
+    chooser = session._context.chooser
+    machine = machine if chooser is None else chooser.machine
     layers, edges = layers_of(session, feeds, machine)
     runs = _timed(session, feeds)
     ways = _ways(decisions, layers, session, runs)
     chosen = next(w["way"] for w in ways if w["chosen"])
     points = _points(chosen, layers)
-    for device, name in zip(devices, map(_name, devices), strict=True):
+    for device, name in zip(devices, machine.names, strict=True):
         if name != chosen and any(w["way"] == name and w["measured"] is not None for w in ways):
             alone = Session(model, [device], replace(options, tune="cache"))
-            points += _points(name, layers_of(alone, feeds, machine)[0])
+            others, _ = layers_of(alone, feeds, Machine([device]))
+            points += [{**p, "backend": name} for p in _points(name, others)]
     return {
         "format": FORMAT,
         "mnnpy": mnnpy.__version__,
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "model": _model(session, feeds),
-        "devices": [_device(d) for d in devices],
+        "devices": [_device(d, name) for d, name in zip(devices, machine.names, strict=True)],
         "options": {"threads": options.thread_count, "precision": options.precision, "budget": options.seconds},
         "search": {"seconds": spent, **watch.summary()},
         "ways": ways,
@@ -106,14 +109,10 @@ def tune(model: Any, devices: Sequence[Device], options: Options, feeds_for: Fee
     }
 
 
-def _name(device: Device) -> str:
-    return device.info.backend
-
-
-def _device(device: Device) -> dict[str, Any]:
+def _device(device: Device, name: str) -> dict[str, Any]:
     info = device.info
     facts = {k: v for k, v in info.facts.items() if isinstance(v, (str, int, float))}
-    return {"backend": info.backend, "name": info.name, "facts": facts}
+    return {"backend": name, "name": info.name, "facts": facts}
 
 
 def _model(session: Session, feeds: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,12 +193,13 @@ def layers_of(
                 home.setdefault(node.label, number)
                 edges.update((made[n], number) for n in node.inputs if n in made and made[n] != number)
                 made.update((n, number) for n in node.outputs if n)
-    for row, seconds in _profiled(session, feeds):
-        found = home.get(row["node"])
-        if found is None:  # the device's own passes made a node for it
-            found = len(layers)
-            layers.append(_bare(found, row))
-        _add(layers[found], row, seconds)
+    rows = _profiled(session, feeds)
+    homes = [home.get(row["node"]) for row, _ in rows]
+    for k, (row, seconds) in enumerate(rows):
+        # What a device's own passes brought in, such as a change of layout, is for what comes behind it.
+        found = next((h for h in (*homes[k:], *homes[k::-1]) if h is not None), None)
+        if found is not None:
+            _add(layers[found], row, seconds)
     for layer in layers:  # made of other ops than the graph has
         layer["algorithm"] = layer["algorithm"] or " + ".join(dict.fromkeys(s["algorithm"] for s in layer["steps"]))
     hand_over(layers, edges)
@@ -240,7 +240,7 @@ def _chunks(
     if backend == "control":
         return [(tuple(range(len(part.nodes))), {})]
     found = estimate(part, machine, lambda n: view_of(n, part.types, part.constants), precision)
-    return [(e.nodes, {_name(machine.devices[d]): s for d, s in e.seconds.items()}) for e in found]
+    return [(e.nodes, {machine.names[d]: s for d, s in e.seconds.items()}) for e in found]
 
 
 def _layer(number: int, backend: str, part: Graph, piece: Sequence[int], times: Mapping[str, float]) -> dict[str, Any]:
@@ -262,15 +262,6 @@ def _layer(number: int, backend: str, part: Graph, piece: Sequence[int], times: 
         "algorithm": "",
         "steps": [],
     }
-
-
-def _bare(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer for a step that belongs to no chunk."""
-    return {
-        "id": number, "op": row["op"], "node": row["node"], "ops": [row["op"]], "backend": row["backend"],
-        "shape": str(row["shape"]), "predicted_us": {}, "measured_us": None, "alone_us": None, "why": "", "reason": "",
-        "algorithm": "", "steps": [],
-    }  # fmt: skip
 
 
 def _add(layer: dict[str, Any], row: Mapping[str, Any], microseconds: float | None) -> None:
@@ -297,6 +288,8 @@ def _profiled(session: Session, feeds: Mapping[str, Any]) -> list[tuple[dict[str
     met = Counter()
     rows: list[tuple[dict[str, Any], float | None]] = []
     for row in session.explain().rows:
+        if "." in row["plan"]:  # the body of a loop or branch: its time is that of the control node
+            continue
         key = (row["backend"], row["op"], row["node"], row["algorithm"])
         met[key] += 1
         times = least.get((*key, met[key]))

@@ -141,12 +141,14 @@ def _time(microseconds: float | None) -> Cell:
 
 
 def _bar(share: float, colour: int, kind: str = "") -> str:
+    kind = f"{kind} cut" if share > 1 else kind
     return f'<div class="bar {kind}"><i class="k{colour}" style="width:{100 * min(1.0, share):.1f}%"></i></div>'
 
 
 def _ways(found: Mapping[str, Any], colours: Mapping[str, int]) -> str:
     ways = found["ways"]
-    longest = max((s for w in ways for s in (w["predicted"], w["measured"]) if s), default=1.0)
+    measured = [w["measured"] for w in ways if w["measured"]]
+    longest = 1.25 * max(measured or [w["predicted"] or 0.0 for w in ways]) or 1.0
     rows = []
     for w in ways:
         colour = colours.get(w["way"].rstrip("+"), 5)
@@ -156,7 +158,7 @@ def _ways(found: Mapping[str, Any], colours: Mapping[str, int]) -> str:
     head = [("Way", "way"), ("Predicted", "n"), ("Measured", "n"), ("Now", "n opt"), ("Bars", "bars"), ("Why", "opt")]
     text = (
         "<p>A way named after a backend stays there; with a plus it begins there and goes wherever it is predicted to "
-        "pay. Solid bars are measured, hollow ones predicted.</p>"
+        "pay. Solid bars are measured, hollow ones predicted; those with a double edge go on.</p>"
     )
     caption = "Seconds of a run: as predicted, the best during the search, and of the chosen plan after it"
     return text + _table(caption, head, rows)
@@ -212,11 +214,11 @@ def _scatter(found: Mapping[str, Any], colours: Mapping[str, int]) -> str:
     head = [
         ("Backend", "name"),
         ("Layers", "n"),
-        ("Median error", "n"),
+        ("Error", "n"),
         ("Within band", "n"),
-        ("Predicted slower", "n"),
+        ("Predicted slower", "n opt"),
     ]
-    table = _table("Errors of predictions by backend", head, rows)
+    table = _table("Median errors of predictions by backend", head, rows)
     return f'{text}{legend(used)}<div class="pair">{scatter(points, colours)}{table}</div>'
 
 
@@ -231,7 +233,7 @@ def _layers(found: Mapping[str, Any], colours: Mapping[str, int]) -> str:
         cells: list[Cell] = [number, escape(la["op"]), escape(la["algorithm"]), tag, predicted, measured]
         cells += [escape(why), escape(la["shape"]), f"<code>{escape(la['node'])}</code>"]
         rows.append(("", cells))
-    head = [("#", "n"), ("Op", ""), ("Algorithm", "name"), ("Backend", ""), ("Predicted", "n"), ("Measured", "n"),
+    head = [("#", "n"), ("Op", "opt"), ("Algorithm", "name"), ("Backend", ""), ("Predicted", "n"), ("Measured", "n"),
             ("Why", "opt"), ("Shape", "opt"), ("Node", "opt name")]  # fmt: skip
     table = _table("Layers of the chosen plan; press a heading to sort", head, rows, sortable=True)
     opened = "" if len(rows) > LONG else " open"
@@ -263,7 +265,7 @@ def _tasks(found: Mapping[str, Any]) -> str:
         cells += [escape(task["reason"]), when]
         rows.append(("", cells))
     head = [
-        ("Task", "name"),
+        ("Task", "task"),
         ("Device", "opt"),
         ("Taken", ""),
         ("Candidates", "lines"),
