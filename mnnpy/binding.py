@@ -26,6 +26,12 @@ class Binding:
         self._on_device: set[int] = set()  #: positions of inputs in device memory
         self._call: Callable[[], dict[str, Any]] | None = None
         self.outputs: dict[str, Any] = {}
+        self.swaps = 0  #: plans that were exchanged when it was prepared
+
+    @property
+    def on_host(self) -> bool:
+        """Whether nothing that is bound lies in device memory."""
+        return not self._on_device and all(isinstance(v, np.ndarray) for v in self._bound.values())
 
     def bind_input(self, name: str, value: Any) -> None:
         """Bind *value* (kept by reference: later changes in place are seen by the next run).

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnnpy.backends.base import Device, Program, Recipe, Segment, device_names
-from mnnpy.classes import dataclass, field
+from mnnpy.classes import dataclass, field, replace
 from mnnpy.errors import BackendError, MnnpyError, ModelError
 from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value, tensor_type_of
 from mnnpy.limits import check_arenas, check_memory
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # a plan that is kept on disk needs none of them
     from mnnpy.specialize import Specialized
 
 if TYPE_CHECKING:
+    from mnnpy.background import Tuner
     from mnnpy.overlap import Crew, Overlap
     from mnnpy.search.chooser import Chooser
     from mnnpy.search.observe import Observer
@@ -61,6 +62,8 @@ class Context:
     chooser: Chooser | None = None  #: where several devices compete
     observer: Observer | None = None  #: hears what is measured
     shipment: Shipment | None = None  #: what was measured elsewhere and counts here
+    tuner: Tuner | None = None  #: hears of new plans, to measure them in the background
+    outer: Context | None = None  #: of late parts and loop bodies, where this one is for a single plan
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -78,9 +81,22 @@ class Context:
         """Records of the device of this number that were measured elsewhere."""
         return {} if self.shipment is None or device < 0 else self.shipment.devices[device]
 
+    @property
+    def inner(self) -> Context:
+        """The context of late parts and loop bodies."""
+        return self.outer or self
+
+    def measuring(self, seconds: float) -> Context:
+        """The same, for one plan that may take time to measure."""
+        options = replace(self.options, tune=seconds)
+        chooser = None if self.chooser is None else self.chooser.measuring(options)
+        return replace(self, options=options, chooser=chooser, tuner=None, outer=self)
+
     @cached_property
     def crew(self) -> Crew:
         """Threads for the steps of plans on several devices."""
+        if self.outer is not None:
+            return self.outer.crew
         from mnnpy.overlap import Crew
 
         return Crew()
@@ -267,6 +283,8 @@ class Executable:
                 self._keep(types, {}, built)
             key = tuple((t.shape, t.dtype.numpy) for t in types.values() if isinstance(t, TensorType))
             self._plans[key] = built
+            if self.context.tuner is not None:
+                self.context.tuner.planned(self, key, types, {})
         return True
 
     @contextmanager
@@ -314,7 +332,11 @@ class Executable:
             }
             self._limit_values(types)
             plan = self._specialized(types, feeds)
-            self._plans[self._signature(feeds)] = plan
+            signature = self._signature(feeds)
+            self._plans[signature] = plan
+            if self.context.tuner is not None:
+                values = {self.inputs[k].name: feeds[k].copy() for k in self._value_inputs}
+                self.context.tuner.planned(self, signature, types, values)
             while len(self._plans) > self.context.options.max_plans:
                 self._plans.popitem(last=False)
             self._made += 1
@@ -373,6 +395,35 @@ class Executable:
         step = Step(host.info.backend, graph.input_names, graph.output_names, graph, program, None, {}, reasons)
         self._interpreted = Plan(graph.input_names, {}, [step], None, graph.output_names, program)
         self._plans.clear()
+
+    # -- plans made again --
+
+    def current(self, signature: Any) -> Plan | None:
+        """The plan of a signature, if it is still in use."""
+        return None if self._interpreted is not None else self._plans.get(signature)
+
+    def retuned(self, types: Mapping[str, Type | None], known: Mapping[str, Any], seconds: float) -> Plan | None:
+        """Another plan for the same inputs, with *seconds* for measuring; None where there is none.
+
+        Takes no lock and changes nothing: runs go on meanwhile.
+        """
+        from mnnpy.specialize import specialize
+
+        graph = self._graph if self._graph is not None or self._cache is None else self._cache.graph()
+        assert graph is not None
+        spec = specialize(graph, types, known, ask=self._ask)  # type: ignore[arg-type]
+        if spec.needs:
+            return None
+        maker = Executable(graph, self.context.measuring(seconds), self.depth)
+        maker._ask = self._ask
+        return maker._build(spec)
+
+    def swap(self, signature: Any, old: Plan, new: Plan) -> bool:
+        """Put *new* in the place of *old*: runs that began go on with the old one, later ones take the new."""
+        if self._plans.get(signature) is not old:
+            return False
+        self._plans[signature] = new
+        return True
 
     # -- plans on disk --
 
@@ -505,12 +556,12 @@ class Executable:
         context = self.context
         steps = self._steps(lowered, way)
         check_arenas(self.graph.name, steps, context.memory_limit)
-        late = Executable(spec.late, context, self.depth + 1) if spec.late is not None else None
+        late = Executable(spec.late, context.inner, self.depth + 1) if spec.late is not None else None
         outputs = tuple(lowered.names.get(n, n) for n in spec.outputs)
         if late is not None:
             renamed = tuple(lowered.names.get(n, n) for n in late.graph.input_names)
             if renamed != late.graph.input_names:
-                late = Executable(_rename_inputs(late.graph, renamed), context, self.depth + 1)
+                late = Executable(_rename_inputs(late.graph, renamed), context.inner, self.depth + 1)
         inputs = self.graph.input_names
         direct = None
         if late is None and len(steps) == 1 and steps[0].inputs == inputs and steps[0].outputs == outputs:
@@ -551,7 +602,7 @@ class Executable:
         options = self.context.options
         if part.device == CONTROL:
             (node,) = part.graph.nodes
-            bodies = {key: Executable(body, self.context, self.depth + 1) for key, body in node.subgraphs()}
+            bodies = {key: Executable(body, self.context.inner, self.depth + 1) for key, body in node.subgraphs()}
             read = tuple(dict.fromkeys(n for n in node.inputs if n))
             return Step("control", read, node.outputs, part.graph, None, node, bodies, reasons)
         hosted = part.device == HOST

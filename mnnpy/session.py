@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnnpy.backends.base import Device
-from mnnpy.classes import dataclass
+from mnnpy.classes import dataclass, replace
 from mnnpy.errors import BackendUnavailableError, InputError
 from mnnpy.graph.dims import Dim, SymDim
 from mnnpy.graph.dtypes import DType
@@ -89,7 +89,13 @@ class Session:
         **keywords: Any,
     ) -> None:
         self.options = Options.make(options, **keywords)
-        self._context = context = _context(backends, self.options, observer, tuning)
+        context = _context(backends, self.options, observer, tuning)
+        if self.options.tune == "background":
+            from mnnpy.background import Tuner, Watch
+
+            self._watch = Watch()
+            context = replace(context, tuner=Tuner(self._watch))
+        self._context = context
         shipped = "" if context.shipment is None else context.shipment.identity
         cache = PlanCache.of(model, context.devices, self.options, context.memory_limit, shipped)
         graph = None
@@ -108,6 +114,8 @@ class Session:
         }
         self._fast: tuple[tuple[tuple[int, ...], Any], ...] | None = None
         self._executable.prepare()
+        if context.tuner is not None:
+            self._watch_runs()
 
     # -- running --
 
@@ -147,6 +155,20 @@ class Session:
             binding._call = binding._prepare()
         binding.outputs = binding._call()
         return binding.outputs
+
+    def _watch_runs(self) -> None:
+        """From now on runs say when they begin and end, and bindings take up better plans."""
+        self.run = self._watch.watched(self, "run")  # type: ignore[method-assign]
+        self.run_with_binding = self._watch.watched(self, "_run_binding_anew")  # type: ignore[method-assign]
+
+    def _run_binding_anew(self, binding: Binding) -> dict[str, Any]:
+        """As ``run_with_binding``, by the newest plan where inputs and outputs are the host's."""
+        tuner = self._context.tuner
+        if tuner is not None and binding._call is not None and binding.swaps != tuner.swaps and binding.on_host:
+            binding._call = None
+        if tuner is not None and binding._call is None:
+            binding.swaps = tuner.swaps
+        return Session.run_with_binding(self, binding)
 
     # -- looking --
 

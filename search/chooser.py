@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mnnpy.backends.base import Device
@@ -45,6 +46,12 @@ class Chooser:
         self.records = Records(fingerprint, cache_folder() / "plans.jsonl")
         shipped = None if shipment is None else shipment.devices
         self.machine = Machine(devices, shipped, self.records, options.tune != "off")
+
+    def measuring(self, options: Options) -> Chooser:
+        """The same with other options."""
+        made = copy(self)
+        made.options = options
+        return made
 
     def ways(self, graph: Graph) -> list[Way]:
         """All ways, the one predicted to be fastest first; empty where some node runs nowhere."""

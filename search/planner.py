@@ -18,7 +18,7 @@ import numpy as np
 from mnnpy.backends.base import Device, NodeView
 from mnnpy.decompose.lower import Decomposed, decompose, view_of
 from mnnpy.decompose.registry import find_rule
-from mnnpy.graph.ir import Graph, Node, TensorType
+from mnnpy.graph.ir import Array, Graph, Node, TensorType
 from mnnpy.search.agree import agree, wrong
 from mnnpy.search.measure import measure, quietly
 from mnnpy.search.observe import Tell, silent
@@ -26,7 +26,7 @@ from mnnpy.search.partition import Assignment
 from mnnpy.search.place import Machine, Placement, family, place
 from mnnpy.search.records import Record, Records
 
-__all__ = ["Decision", "Way", "decide", "graph_key", "made_up", "measured", "ranked", "settled", "ways"]
+__all__ = ["Decision", "Way", "decide", "filled", "graph_key", "made_up", "measured", "ranked", "settled", "ways"]
 
 #: Ways predicted to take this much longer than the best are not measured.
 SHORTLIST = 3.0
@@ -243,15 +243,15 @@ def _timed(run: Callable[[], list[Any]], clock: Callable[[], float]) -> Callable
 
 def made_up(graph: Graph) -> list[Any] | None:
     """Feeds of the right types to measure with; None where a type is open."""
-    noise = np.sin(np.arange(4096, dtype=np.float32))
-    feeds: list[Any] = []
-    for value in graph.inputs:
-        t = value.type
-        if not isinstance(t, TensorType) or not t.is_static or t.dtype.value in ("string", "c64", "c128"):
-            return None
-        shape = tuple(int(n) for n in t.shape or ())  # type: ignore[arg-type]
-        if t.dtype.numpy.kind == "f":
-            feeds.append(np.resize(noise, shape).astype(t.dtype.numpy))
-        else:
-            feeds.append(np.zeros(shape, t.dtype.numpy))
-    return feeds
+    feeds = [filled(v.type) if isinstance(v.type, TensorType) else None for v in graph.inputs]
+    return None if any(f is None for f in feeds) else feeds
+
+
+def filled(t: TensorType) -> Array | None:
+    """An array to measure with: waves, and zeros where numbers may be places; None where the type is open."""
+    if not t.is_static or t.dtype.value in ("string", "c64", "c128"):
+        return None
+    shape = tuple(int(n) for n in t.shape or ())  # type: ignore[arg-type]
+    if t.dtype.numpy.kind != "f":
+        return np.zeros(shape, t.dtype.numpy)
+    return np.resize(np.sin(np.arange(4096, dtype=np.float32)), shape).astype(t.dtype.numpy)

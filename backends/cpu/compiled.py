@@ -55,6 +55,10 @@ def _contiguous(array: Array) -> Array:
     return made
 
 
+#: What a program tells of a choice.
+_CHOICE = ("reason", "predicted", "measured", "record", "open")
+
+
 class CpuProgram:
     """A compiled segment on the CPU: one native call per run."""
 
@@ -118,7 +122,7 @@ class CpuProgram:
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per kernel call; where an algorithm was chosen also *reason*, *predicted* and *measured* seconds, and
-        the key of the *record* that it rests on, if any.
+        the key of the *record* that it rests on, and whether it is *open* to be measured.
         """
         rows: list[dict[str, Any]] = []
         for (op, name, shape, _, flops, moved, choice), native in zip(
@@ -127,7 +131,7 @@ class CpuProgram:
             row = {"op": op, "node": name, "algorithm": native["algorithm"], "shape": shape}
             rows.append({**row, "flops": flops, "bytes": moved})
             if choice is not None:
-                rows[-1].update(zip(("reason", "predicted", "measured", "record"), choice, strict=True))
+                rows[-1].update(zip(_CHOICE, choice, strict=True))
         return rows
 
     @property

@@ -286,6 +286,6 @@ def _facts(
         shape = " ".join(str(t) for o in outs if (t := types.get(o)) is not None)
         operands = ", ".join(str(types.get(i, "?")) for i in ins if i)
         choice = choices.get(outs[0])
-        chosen = None if choice is None else (choice.reason, choice.predicted, choice.measured, choice.key)
+        chosen = None if choice is None else (choice.reason, choice.predicted, choice.measured, choice.key, choice.open)
         rows.append((op, name, shape, operands, node_flops(view), moved_bytes(view), chosen))
     return rows

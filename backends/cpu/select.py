@@ -62,6 +62,7 @@ class Choice:
     candidates: tuple[str, ...] = ()
     final: bool = True  #: False where time ran out: another session will measure
     key: str = ""  #: of the record that it rests on
+    open: bool = False  #: whether it would be measured if there were time
 
 
 @cache
@@ -243,7 +244,7 @@ class Selector:
             teller(self.observer, _task(key, view, ranked))("recalled", record.decision, seconds, record)
             return Choice(record.decision, record.reason, ranked[record.decision], seconds, names, key=key)
         if self.budget <= 0:
-            return Choice(best, "cost model", ranked[best], None, names)
+            return Choice(best, "cost model", ranked[best], None, names, open=True)
         return None
 
     def _takes(self, view: NodeView, algorithm: str) -> bool:
@@ -255,7 +256,7 @@ class Selector:
         names = tuple(ranked)
         best = names[0]
         if self.budget <= 0:
-            return Choice(best, "cost model", ranked[best], None, names, final=False)
+            return Choice(best, "cost model", ranked[best], None, names, final=False, open=True)
         begin = now()
         shortlist = sorted((n for n in names if ranked[n] <= SHORTLIST * ranked[best]), key=lambda n: n != "direct")
         outputs: dict[str, list[Any]] = {}
@@ -276,7 +277,8 @@ class Selector:
         work = {n: (c.flops, c.bytes, predict(c, self.peaks)) for n, c in table.items() if n in right}
         group = family(view.node.op, self.isa, self.threads)
         if len(samples) < len(shortlist):
-            return Choice(best, f"{reason} before time ran out", ranked[best], min(samples[best]), names, final=False)
+            reason = f"{reason} before time ran out"
+            return Choice(best, reason, ranked[best], min(samples[best]), names, final=False, open=True)
         record = Record(key, self.records.fingerprint, right, best, reason, predicted, work, group)
         self.records.add(record)
         tell("decided", best, min(samples[best]), record)
