@@ -18,9 +18,6 @@ from mnnpy.graph.ir import Array
 __all__ = ["CudaApi", "CupyApi", "probe"]
 
 
-_DLPACK_CUDA = 2  #: kDLCUDA
-
-
 class CudaApi(Protocol):
     """One device and one stream. Errors are raised as the library's own exceptions (``errors``)."""
 
@@ -92,14 +89,27 @@ def probe() -> list[dict[str, Any]]:
 
     if not cupy.cuda.is_available():
         raise RuntimeError("no CUDA device or driver is available")
-    return [CupyApi(k).facts() for k in range(cupy.cuda.runtime.getDeviceCount())]
+    return [_facts(cupy, k) for k in range(cupy.cuda.runtime.getDeviceCount())]
+
+
+def _facts(cupy: Any, index: int) -> dict[str, Any]:
+    """What the driver tells without a context on the device; ``unavailable`` with the reason where it does not."""
+    try:
+        found = cupy.cuda.runtime.getDeviceProperties(index)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return {"name": f"device {index}", "unavailable": str(error)}
+    return {
+        "name": found["name"].decode(),
+        "capability": f"{found['major']}.{found['minor']}",
+        "multiprocessors": found["multiProcessorCount"],
+        "shared": found["sharedMemPerBlock"],
+        "memory": found["totalGlobalMem"],
+        "driver": cupy.cuda.runtime.driverGetVersion(),
+    }
 
 
 class CupyApi:
     """``CudaApi`` by CuPy. One stream; memory from a pool of its own, given back to the system when a program ends."""
-
-    #: cuBLAS in full f32 (CuPy leaves TF32 off), and in f16 with f32 sums.
-    libraries = frozenset({"gemm_f32", "gemm_f16"})
 
     def __init__(self, index: int) -> None:
         import cupy
@@ -115,18 +125,17 @@ class CupyApi:
             cupy.cuda.compiler.CompileException,
             cupy.cuda.memory.OutOfMemoryError,
         )
+        self.libraries: frozenset[str] = frozenset()
+        try:  # CuPy loads cuBLAS at the first product; without it our own kernels do them
+            from cupy_backends.cuda.libs import cublas
+        except ImportError:
+            pass
+        else:  # in full f32 (CuPy leaves TF32 off), and in f16 with f32 sums
+            self.libraries = frozenset({"gemm_f32", "gemm_f16"})
+            self.errors = (*self.errors, cublas.CUBLASError)
 
     def facts(self) -> dict[str, Any]:
-        runtime = self._cupy.cuda.runtime
-        found = runtime.getDeviceProperties(self._device.id)
-        return {
-            "name": found["name"].decode(),
-            "capability": f"{found['major']}.{found['minor']}",
-            "multiprocessors": found["multiProcessorCount"],
-            "shared": found["sharedMemPerBlock"],
-            "memory": found["totalGlobalMem"],
-            "driver": runtime.driverGetVersion(),
-        }
+        return _facts(self._cupy, int(self._device.id))
 
     def allocate(self, size: int) -> Any:
         with self._device, self._stream:
@@ -157,14 +166,12 @@ class CupyApi:
             self._cupy.cuda.runtime.memcpyAsync(to, at, size, 3, self._stream.ptr)
 
     def adopt(self, value: Any) -> Any:
-        with self._device, self._stream:  # CuPy makes this stream wait for the one that the array names
-            if hasattr(value, "__cuda_array_interface__"):
-                array = self._cupy.asarray(value)
-            elif hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] == _DLPACK_CUDA:
-                array = self._cupy.from_dlpack(value)
-            else:
+        with self._device, self._stream:
+            # What wrote the array may still run on a stream that nobody names (CuPy's own arrays, version 2).
+            self._cupy.cuda.runtime.deviceSynchronize()
+            if not hasattr(value, "__cuda_array_interface__"):
                 return None
-            array = self._cupy.ascontiguousarray(array)
+            array = self._cupy.ascontiguousarray(self._cupy.asarray(value))
             return _Adopted(int(array.data.ptr), int(array.nbytes), array)
 
     def export(self, tensor: Any) -> Any:
@@ -186,12 +193,11 @@ class CupyApi:
         size = np.dtype(dtype).itemsize
         with self._device, self._stream:
             x = self._array(a, (gemm.batch, gemm.m, gemm.k), dtype, size)
-            rows, columns = (gemm.n, gemm.k) if gemm.transposed else (gemm.k, gemm.n)
-            y = self._array(b, (1 if gemm.shared else gemm.batch, rows, columns), dtype, size)
+            y = self._array(b, (1 if gemm.shared else gemm.batch, gemm.k, gemm.n), dtype, size)
             out = self._array(c, (gemm.batch, gemm.m, gemm.n), dtype, size)
             if gemm.shared:  # one product of all rows
                 x, y, out = x.reshape(-1, gemm.k), y[0], out.reshape(-1, gemm.n)
-            self._cupy.matmul(x, y.swapaxes(-1, -2) if gemm.transposed else y, out=out)
+            self._cupy.matmul(x, y, out=out)
 
     def _array(self, address: int, shape: tuple[int, ...], dtype: Any, size: int) -> Any:
         """A view of device memory that belongs to a program."""

@@ -22,13 +22,13 @@ from mnnpy.graph.ir import Array
 __all__ = ["CudaDriver"]
 
 _SCALARS: dict[DType, Callable[[Any], Any]] = {DType.I32: np.int32, DType.U32: np.uint32, DType.F32: np.float32}
-#: Blocks along y and z; x reaches 2^31.
-_MAX_YZ = 65535
 #: Errors after which a context is unusable: a kernel crashed, or the device fell off the bus.
 _LOST = (
-    "cudaErrorIllegalAddress", "cudaErrorLaunchFailure", "cudaErrorDeviceUnavailable", "cudaErrorECCUncorrectable",
+    "cudaErrorIllegalAddress", "cudaErrorLaunchFailure", "cudaErrorDevicesUnavailable", "cudaErrorECCUncorrectable",
     "cudaErrorHardwareStackError", "cudaErrorIllegalInstruction", "cudaErrorMisalignedAddress", "cudaErrorContained",
-    "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_DEVICE_UNAVAILABLE",
+    "cudaErrorLaunchTimeout", "cudaErrorAssert", "cudaErrorInvalidPc", "cudaErrorInvalidAddressSpace",
+    "cudaErrorNvlinkUncorrectable", "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_DEVICE_UNAVAILABLE", "CUDA_ERROR_ECC_UNCORRECTABLE",
 )  # fmt: skip
 
 
@@ -69,6 +69,7 @@ class CudaDriver(Executor):
             max_group=1024,
             local_memory=int(facts["shared"]),
             max_bindings=200,  # 4 KiB of parameters
+            max_groups=(2**31 - 1, 65535, 65535),
             max_buffer=min(int(facts["memory"]), 2**31 - 1),  # indices are 32-bit
             max_allocation=int(facts["memory"]),
             alignment=256,
@@ -162,8 +163,6 @@ class CudaDriver(Executor):
         kinds = [t for _, t in built.kernel.scalars]
         arguments = [pointer(b.memory.block, b.offset) for b in launch.buffers]
         arguments += [_SCALARS[t](v) for t, v in zip(kinds, launch.scalars, strict=True)]
-        if max(launch.groups[1:]) > _MAX_YZ:
-            raise BackendError(f"backend 'cuda': kernel '{built.kernel.name}' wants a grid of {launch.groups} blocks")
         return partial(self._api.launch, built.function, launch.groups, built.kernel.local, tuple(arguments))
 
     def _library(self, launch: Launch, gemm: Gemm) -> Callable[[], None]:

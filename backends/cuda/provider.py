@@ -31,7 +31,7 @@ class CudaBackend:
             reason = f"{type(error).__name__}: {error}; {REMEDY}"
             return [DeviceInfo(self.name, "cuda", unavailable=reason)]
         used(self.name)
-        return [DeviceInfo(self.name, str(f["name"]), k, facts=f) for k, f in enumerate(found)]
+        return [DeviceInfo(self.name, str(f["name"]), k, f.get("unavailable", ""), f) for k, f in enumerate(found)]
 
     def open(self, info: DeviceInfo, **options: Any) -> KernelDevice:
         """Open a device; *threads* is accepted and has no effect."""

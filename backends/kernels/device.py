@@ -21,6 +21,10 @@ from mnnpy.graph.ir import Array, Graph, Node, TensorType, Type, Value
 __all__ = ["KernelDevice"]
 
 
+#: Launches of algorithms that take more than one, known without lowering: transforms before and after.
+_LAUNCHES = {"winograd2": 3, "winograd4": 3}
+
+
 class KernelDevice:
     """A device behind a ``Driver``."""
 
@@ -71,7 +75,7 @@ class KernelDevice:
         for name, flops in named(work, node) if named else [("default", node_flops(view))]:
             tiers = ("low", "normal") if name.startswith("winograd") else ("high", "low", "normal")
             parameters = {"precisions": tiers}
-            found.append(Candidate(name, flops, moved_bytes(view), 1, parameters))
+            found.append(Candidate(name, flops, moved_bytes(view), _LAUNCHES.get(name, 1), parameters))
         return found
 
     def compile(self, segment: Segment) -> Program:

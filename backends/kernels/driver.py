@@ -19,12 +19,15 @@ __all__ = ["Binding", "Caps", "Driver", "Gemm", "Launch"]
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """What a device has. *features*: see ``Kernel.features``; sizes in bytes."""
+    """What a device has. *features*: see ``Kernel.features``, and ``special`` (NaN and infinities are kept where a
+    kernel asks for it); sizes in bytes.
+    """
 
     features: frozenset[str] = frozenset()
     max_group: int = 256
     local_memory: int = 32 << 10
     max_axes: tuple[int, int, int] = (1024, 1024, 64)  #: of the work group
+    max_groups: tuple[int, int, int] = (1 << 31, 1 << 31, 1 << 31)  #: of a launch; a driver may split what is beyond
     max_bindings: int = 30  #: buffers of a kernel
     max_buffer: int = 128 << 20  #: largest range that one binding may cover
     max_allocation: int = 1 << 62
@@ -52,7 +55,7 @@ class Gemm:
     """What a launch computes, for drivers that have a library for it: C = A·B, all three dense and row-major.
 
     *operands* are the positions of A [batch, m, k], B [batch or 1, k, n] and C [batch, m, n] among the buffers of the
-    launch; *transposed* says that B is stored [.., n, k]. A template attaches it where the kernel does just that, in
+    launch. A template attaches it where the kernel does just that, in
     strict f32 or f16; the kernel itself stays the meaning, and what every other driver runs.
     """
 
@@ -62,7 +65,6 @@ class Gemm:
     k: int
     batch: int = 1
     shared: bool = True  #: B has no batch
-    transposed: bool = False
     operands: tuple[int, int, int] = (0, 1, 2)
 
 

@@ -127,10 +127,26 @@ _EXACT: dict[str, Unary] = {
 }
 
 #: Functions that every dialect has for f32 (and not all for f64).
-_PLAIN = frozenset({"Exp", "Log", "Sin", "Cos", "Tan"})
+_PLAIN = frozenset({"Exp", "Tan"})
 #: What is built below with the precision of f32; in f64 the dialect's own function is taken (feature ``f64_math``).
 _LIBRARY = frozenset(
-    {"Expm1", "Log1p", "Erf", "Tanh", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Asin", "Acos", "Atan"}
+    {
+        "Log",
+        "Sin",
+        "Cos",
+        "Expm1",
+        "Log1p",
+        "Erf",
+        "Tanh",
+        "Sinh",
+        "Cosh",
+        "Asinh",
+        "Acosh",
+        "Atanh",
+        "Asin",
+        "Acos",
+        "Atan",
+    }
 )
 
 
@@ -143,17 +159,60 @@ def _expm1(b: KernelBuilder, x: Expr, *_: float) -> Expr:
 
 
 def _log1p(b: KernelBuilder, x: Expr, *_: float) -> Expr:
-    """log(1 + x) by Kahan's correction of the rounding of 1 + x."""
+    """log(1 + x); a series near 0, where 1 + x would be rounded and Vulkan's own logarithm is off by 5e-7."""
     if x.dtype is DType.F64:
         return x.call("log1p")
-    u = b.let(1.0 + x)
-    exact = eq(u, 1.0)
-    safe = b.let(select(exact, const(2.0, x.type), u))
-    return select(exact, x, select((u - 1.0) > 1e30, u.call("log"), safe.call("log") * (x / (safe - 1.0))))
+    near = b.let(x.call("abs") < 0.5)
+    return select(near, _log_series(b, b.let(select(near, x, const(0.0, x.type)))), (1.0 + x).call("log"))
+
+
+def _log_series(b: KernelBuilder, x: Expr) -> Expr:
+    """log(1 + x) = 2 artanh(x / (2 + x)) for |x| ≤ 1/2, to the last bit or so."""
+    s = b.let(x / (2.0 + x))
+    t = b.let(s * s)
+    total: Expr = const(1.0 / 13, x.type)
+    for n in (11, 9, 7, 5, 3, 1):
+        total = total * t + 1.0 / n
+    return 2.0 * s * total
+
+
+def _log(b: KernelBuilder, x: Expr, *_: float) -> Expr:
+    """log(x), near 1 by the series: Vulkan bounds the error of its own there by 5e-7, not by digits."""
+    if x.dtype is DType.F64:
+        return x.call("log")
+    d = b.let(x - 1.0)
+    near = b.let(d.call("abs") < 0.5)
+    return select(near, _log_series(b, b.let(select(near, d, const(0.0, x.type)))), x.call("log"))
+
+
+#: π/2 in three parts (Cephes): whole multiples of the first two are exact in f32 up to the limit below.
+_HALF_PI = (1.5703125, 4.837512969970703125e-4, 7.549789948768648e-8)
+#: Arguments beyond it are left to the dialect's own function.
+_REDUCED = 8192.0
+
+
+def _sine(b: KernelBuilder, x: Expr, quarter: int) -> Expr:
+    """sin(x + quarter·π/2) by reduction to a quarter turn; Vulkan promises 5e-4 within ±π and nothing beyond."""
+    own = "cos" if quarter else "sin"
+    if x.dtype is DType.F64:
+        return x.call(own)
+    near = b.let(x.call("abs") < _REDUCED)
+    given = b.let(select(near, x, const(0.0, x.type)))
+    turns = b.let((given * (2.0 / math.pi)).call("rint"))
+    rest = given
+    for part in _HALF_PI:
+        rest = rest - turns * part
+    r = b.let(rest)
+    s = b.let(r * r)
+    odd = r + r * s * (-1.6666654611e-1 + s * (8.3321608736e-3 + s * -1.9515295891e-4))
+    even = 1.0 - 0.5 * s + s * s * (4.166664568298827e-2 + s * (-1.388731625493765e-3 + s * 2.443315711809948e-5))
+    place = b.let((turns.cast(DType.I32) + quarter) & 3)
+    value = b.let(select(eq(place & 1, 1), even, odd))
+    return select(near, select(place > 1, -value, value), x.call(own))
 
 
 def _erf(b: KernelBuilder, x: Expr, *_: float) -> Expr:
-    """Abramowitz and Stegun 7.1.26 is too coarse; a Taylor series below 1 and a continued product above reach 1e-7."""
+    """Abramowitz and Stegun 7.1.26 is too coarse; a Taylor series below 1.5, an exponential above: 4e-7."""
     if x.dtype is DType.F64:
         return x.call("erf")
     a = b.let(x.call("abs"))
@@ -296,7 +355,10 @@ _BUILT: dict[str, Unary] = {
     "Asin": _asin,
     "Acos": _acos,
     "Expm1": _expm1,
+    "Log": _log,
     "Log1p": _log1p,
+    "Sin": lambda b, x, *_: _sine(b, x, 0),
+    "Cos": lambda b, x, *_: _sine(b, x, 1),
     "Erf": _erf,
     "Tanh": _tanh,
     "Sinh": _sinh,
@@ -342,8 +404,16 @@ _COMPARE: dict[str, Callable[[Expr, Expr], Expr]] = {
 
 
 def _fmod(b: KernelBuilder, x: Expr, y: Expr) -> Expr:
-    """C's fmod by a truncated quotient; exact while the quotient fits the mantissa."""
-    rest = b.let(x - (x / y).call("trunc") * y)
+    """C's fmod by a truncated quotient; exact while the quotient fits the mantissa.
+
+    The quotient may be rounded up to the next whole number, or divided with an error: the rest is then off by one
+    divisor, and corrected.
+    """
+    size, step = b.let(x.call("abs")), b.let(y.call("abs"))
+    rest = b.let((-(size / step).call("trunc")).call("fma", step, size))
+    rest = b.let(select(rest < 0.0, rest + step, rest))
+    rest = b.let(select(rest >= step, rest - step, rest))
+    rest = b.let(select(x < 0.0, -rest, rest))
     return select(y.call("isinf") & ~x.call("isinf"), x, rest)
 
 

@@ -89,13 +89,35 @@ class Lowering:
             raise Declined(f"'{node.op}' has no kernel template")
         before = len(self.steps)
         found(self, node)
-        for step in self.steps[before:]:
+        self._check(before)
+
+    def _check(self, first: int) -> None:
+        """Raise Declined for what the device cannot do of the steps from *first* on."""
+        for step in self.steps[first:]:
             self._fits(step.kernel)
             missing = step.kernel.features() - self.caps.features
             if missing:
                 raise Declined(
                     f"the device lacks {', '.join(sorted(missing))}, which kernel '{step.kernel.name}' needs"
                 )
+
+    def first_that_fits(self, names: Sequence[str], make: Callable[[str], None]) -> None:
+        """Lower by the first algorithm of *names* whose launches and temporaries fit the device.
+
+        Raises what the first one declined, where none does.
+        """
+        reason: Declined | None = None
+        for name in names:
+            held = (list(self.steps), dict(self.types), dict(self.added), dict(self.views), dict(self.late))
+            try:
+                make(name)
+                self._check(len(held[0]))
+            except Declined as declined:
+                reason = reason or declined
+                self.steps, self.types, self.added, self.views, self.late = held
+            else:
+                return
+        raise reason or Declined("no algorithm applies")
 
     def _fits(self, kernel: Kernel) -> None:
         """Limits of the device."""
@@ -122,21 +144,21 @@ class Lowering:
     def count(self, name: str) -> int:
         return prod(self.shape(name))
 
-    def algorithm(self, node: Node, known: Sequence[str]) -> str:
-        """The algorithm to take of those that apply (*known*, best first); ``direct``: the best that is not Winograd.
+    def algorithm(self, node: Node, known: Sequence[str]) -> list[str]:
+        """The algorithms to try in turn, of those that apply (*known*, best first).
 
-        What the node's attribute or a choice by node name asks for must apply, else Declined; a choice by op is taken
-        wherever it does.
+        What the node's attribute or a choice by node name asks for must apply, else Declined, and is tried alone; a
+        choice by op is tried first wherever it applies. ``direct``: the best that is not Winograd.
         """
         names = {"direct": next((k for k in known if not k.startswith("winograd")), "")}
         asked = str(node.attrs.get("algorithm", "") or "") or self.algorithms.get(node.name, "")
         if asked and asked != "auto":
             if names.get(asked, asked) not in known:
                 raise Declined(f"algorithm '{asked}' does not apply, only {', '.join(known)}")
-            return names.get(asked, asked)
+            return [names.get(asked, asked)]
         wide = self.algorithms.get(node.op, "")
         wide = names.get(wide, wide)
-        return wide if wide in known else known[0]
+        return sorted(known, key=lambda k: k != wide)
 
     def temporary(self, dtype: DType, shape: Sequence[int], hint: str = "tmp") -> str:
         """A value of the template's own; its memory is planned like any other."""
@@ -182,6 +204,9 @@ class Lowering:
             raise Declined(f"kernel '{kernel.name}' takes {len(kernel.scalars)} scalars, at most {MAX_SCALARS} fit")
         if min(size) < 1:
             return  # nothing to do: an empty tensor
+        if any(n > most for n, most in zip(size, self.caps.max_groups, strict=True)):
+            most = self.caps.max_groups
+            raise Declined(f"kernel '{kernel.name}' wants a grid of {size} groups, the device takes {most}")
         for b in kernel.buffers:
             nbytes = self.count(buffers[b.name]) * b.dtype.itemsize
             if nbytes > self.caps.max_buffer:

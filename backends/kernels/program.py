@@ -128,8 +128,10 @@ class KernelProgram:
         Inputs are arrays, DeviceTensors, or what the device can adopt. Targets, one an output: None (a new array), an
         array or DeviceTensor to be filled, or ``...`` (not wanted: None in the results).
         """
+        # A tensor of another driver is read in that one's turn: before ours, or two programs could wait for each other.
+        ready = [v.numpy() if isinstance(v, DeviceTensor) and v.driver is not self._driver else v for v in inputs]
         with self._driver.turn:
-            self._feed(inputs)
+            self._feed(ready)
             self._driver.submit(self._recording)
             return self._fetch(targets)
 
@@ -139,6 +141,7 @@ class KernelProgram:
         return DeviceTensor(self._driver, _static(t), t.dtype.numpy)
 
     def _feed(self, inputs: Sequence[Any]) -> None:
+        foreign = False
         for name, value in zip(self._graph.input_names, inputs, strict=True):
             place_ = self._places.get(self._root(name))
             if place_ is None or not place_.size:
@@ -146,8 +149,11 @@ class KernelProgram:
             source = None if isinstance(value, np.ndarray) else self._driver.adopt(value)
             if source is not None:
                 self._driver.copy(source, place_)
+                foreign = foreign or not isinstance(value, DeviceTensor)
             else:
                 self._driver.upload(place_, to_host(value))
+        if foreign:  # its owner may write to it as soon as we return
+            self._driver.synchronize()
 
     def _fetch(self, targets: Sequence[Any]) -> list[Any]:
         results: list[Any] = []

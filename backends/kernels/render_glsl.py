@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from mnnpy.backends.kernels import glsl_double
-from mnnpy.backends.kernels.ir import Array, AtomicUpdate, Buffer, Expr, Type, register_type, walk
+from mnnpy.backends.kernels.ir import Array, AtomicUpdate, Buffer, Expr, Kernel, Type, register_type, walk
 from mnnpy.backends.kernels.render import Renderer
 from mnnpy.graph.dtypes import DType
 
@@ -29,6 +29,11 @@ _BITS = {
     (DType.I64, DType.F64): "int64BitsToDouble", (DType.U64, DType.F64): "uint64BitsToDouble",
 }  # fmt: skip
 _SUBGROUP = {"lane": "gl_SubgroupInvocationID", "subgroup": "gl_SubgroupID", "subgroups": "gl_NumSubgroups"}
+#: Execution mode SignedZeroInfNanPreserve of f32 (SPV_KHR_float_controls).
+_SPECIAL = (
+    "#extension GL_EXT_spirv_intrinsics : require",
+    'spirv_execution_mode(extensions = ["SPV_KHR_float_controls"], capabilities = [4466], 4461, 32);',
+)
 #: f16 bits of a float, rounded to nearest even: float16_t() may also round towards zero (SPIR-V leaves it open).
 _HALF_BITS = """uint half_bits(float x) {
   uint bits = floatBitsToUint(x), sign = (bits >> 16) & 0x8000u, size = bits & 0x7fffffffu;
@@ -50,10 +55,17 @@ class GlslRenderer(Renderer):
     functions: ClassVar[Mapping[str, str]] = {"rint": "roundEven", "atan2": "atan"}
     unroll = "[[unroll]]"
 
+    def __init__(self, kernel: Kernel, *, special: bool = False) -> None:
+        """*special*: ask the device to keep NaN, infinities and signs of zeros, which it may otherwise assume away."""
+        super().__init__(kernel)
+        self._special = special
+
     def header(self) -> list[str]:
         features = self.kernel.features()
         lines = ["#version 450", "#extension GL_EXT_control_flow_attributes : enable"]
         lines += [f"#extension {_EXTENSIONS[f]} : require" for f in sorted(features & set(_EXTENSIONS))]
+        if self._special:
+            lines += _SPECIAL
         x, y, z = self.kernel.local
         lines.append(f"layout(local_size_x = {x}, local_size_y = {y}, local_size_z = {z}) in;")
         for k, b in enumerate(self.kernel.buffers):

@@ -53,7 +53,9 @@ class MetalRenderer(Renderer):
                 "uint subgroup_id [[simdgroup_index_in_threadgroup]]",
                 "uint subgroups_id [[simdgroups_per_threadgroup]]",
             ]
-        lines = [f"kernel void {self.kernel.name}({', '.join(parts)}) {{"]
+        x, y, z = self.kernel.local
+        limit = f"[[max_total_threads_per_threadgroup({x * y * z})]]"  # registers are allotted so that a group fits
+        lines = [f"{limit} kernel void {self.kernel.name}({', '.join(parts)}) {{"]
         return lines + [f"  const {self.types[t]} {n} = scalars.{n};" for n, t in self.kernel.scalars]
 
     def element(self, buffer: Buffer) -> str:

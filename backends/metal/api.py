@@ -42,8 +42,8 @@ class MetalApi(Protocol):
         """The bytes of a shared buffer as an array of uint8."""
         ...
 
-    def compile(self, source: str, name: str) -> Any:
-        """A compute pipeline."""
+    def compile(self, source: str, name: str, items: int) -> Any:
+        """A compute pipeline for groups of *items*."""
         ...
 
     def encode(self, dispatches: Sequence[Dispatch | GemmCall]) -> Any:
@@ -113,7 +113,7 @@ class PyobjcApi:
     def contents(self, buffer: Any, size: int) -> Array:
         return np.frombuffer(buffer.contents().as_buffer(size), np.uint8)
 
-    def compile(self, source: str, name: str) -> Any:
+    def compile(self, source: str, name: str, items: int) -> Any:
         with self._pool():
             options = self._metal.MTLCompileOptions.new()
             options.setFastMathEnabled_(False)
@@ -124,34 +124,39 @@ class PyobjcApi:
             pipeline, error = self._device.newComputePipelineStateWithFunction_error_(function, None)
             if pipeline is None:
                 raise MetalError(str(error))
+            most = int(pipeline.maxTotalThreadsPerThreadgroup())
+            if most < items:
+                raise MetalError(f"its registers leave room for {most} threads a group, it is written for {items}")
             return pipeline
 
     def encode(self, dispatches: Sequence[Dispatch | GemmCall]) -> Any:
-        size, bound = self._metal.MTLSizeMake, None
         with self._pool():
             command = self._queue.commandBuffer()
             encoder: Any = None
-            for item in dispatches:
-                if len(item) == 4:  # a library makes encoders of its own
-                    if encoder is not None:
-                        encoder.endEncoding()
-                        encoder, bound = None, None
-                    self._product(command, item)
-                    continue
-                pipeline, buffers, scalars, groups, local = item
-                if encoder is None:
-                    encoder = command.computeCommandEncoder()
-                if pipeline is not bound:
-                    encoder.setComputePipelineState_(pipeline)
-                    bound = pipeline
-                for k, (buffer, offset) in enumerate(buffers):
-                    encoder.setBuffer_offset_atIndex_(buffer, offset, k)
-                if scalars:
-                    encoder.setBytes_length_atIndex_(scalars, len(scalars), len(buffers))
-                encoder.dispatchThreadgroups_threadsPerThreadgroup_(size(*groups), size(*local))
-            if encoder is not None:
-                encoder.endEncoding()
+            try:
+                for item in dispatches:
+                    if len(item) == 4:  # a library makes encoders of its own
+                        if encoder is not None:
+                            encoder.endEncoding()
+                            encoder = None
+                        self._product(command, item)
+                        continue
+                    encoder = encoder or command.computeCommandEncoder()
+                    self._dispatch(encoder, item)
+            finally:  # an encoder that is released open aborts the process
+                if encoder is not None:
+                    encoder.endEncoding()
             return command
+
+    def _dispatch(self, encoder: Any, item: Dispatch) -> None:
+        size = self._metal.MTLSizeMake
+        pipeline, buffers, scalars, groups, local = item
+        encoder.setComputePipelineState_(pipeline)
+        for k, (buffer, offset) in enumerate(buffers):
+            encoder.setBuffer_offset_atIndex_(buffer, offset, k)
+        if scalars:
+            encoder.setBytes_length_atIndex_(scalars, len(scalars), len(buffers))
+        encoder.dispatchThreadgroups_threadsPerThreadgroup_(size(*groups), size(*local))
 
     def _product(self, command: Any, call: GemmCall) -> None:
         """Row-major products by MPSMatrixMultiplication; a B without batch makes one product of all rows."""
@@ -161,15 +166,14 @@ class PyobjcApi:
         if product is None:
             make = self._shaders.MPSMatrixMultiplication.alloc()
             make = make.initWithDevice_transposeLeft_transposeRight_resultRows_resultColumns_interiorColumns_alpha_beta_
-            product = make(self._device, False, gemm.transposed, rows, gemm.n, gemm.k, 1.0, 0.0)
+            product = make(self._device, False, False, rows, gemm.n, gemm.k, 1.0, 0.0)
             self._products[gemm] = product
         item = 2 if gemm.name == "gemm_f16" else 4
         kind = self._shaders.MPSDataTypeFloat16 if item == 2 else self._shaders.MPSDataTypeFloat32
-        inner = (gemm.n, gemm.k) if gemm.transposed else (gemm.k, gemm.n)
         for k in range(batch):
             matrices = [
                 self._matrix(buffer, offset + k * r * n * item, r, n, item, kind)
-                for (buffer, offset), (r, n) in ((a, (rows, gemm.k)), (b, inner), (c, (rows, gemm.n)))
+                for (buffer, offset), (r, n) in ((a, (rows, gemm.k)), (b, (gemm.k, gemm.n)), (c, (rows, gemm.n)))
             ]
             product.encodeToCommandBuffer_leftMatrix_rightMatrix_resultMatrix_(command, *matrices)
 

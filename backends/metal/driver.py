@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -67,6 +68,7 @@ class MetalDriver(Executor):
             alignment=256,
             unified=bool(facts["unified"]),
             subgroup=32,
+            units=16,  # Metal does not tell
             libraries=api.libraries,
             facts=facts,
         )
@@ -108,7 +110,7 @@ class MetalDriver(Executor):
             source = MetalRenderer(kernel).source()
             if source not in self._built:
                 try:
-                    self._built[source] = self._api.compile(source, kernel.name)
+                    self._built[source] = self._api.compile(source, kernel.name, prod(kernel.local))
                 except MetalError as error:
                     raise BackendError(
                         f"backend 'metal': kernel '{kernel.name}' does not compile for '{self.name}': {error}\n{source}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +25,6 @@ __all__ = ["OpenCLDriver"]
 
 #: Not available; invalid queue (what some drivers say after a crash of a kernel); illegal access (NVIDIA).
 _LOST = frozenset({-2, -36, -9999})
-_OPTIONS = "-cl-std=CL1.2"
 enqueue_kernel = cl.enqueue_nd_range_kernel
 
 _SCALARS: dict[DType, Callable[[Any], Any]] = {DType.I32: np.int32, DType.U32: np.uint32, DType.F32: np.float32}
@@ -62,10 +61,28 @@ class OpenCLDriver(Executor):
         self._queue = self._try("opening a queue", lambda: cl.CommandQueue(self._context))
         self._timed: Any = None
         self.caps = _caps(self._device)
+        self._newest = _standard(self._device)
+        if self._reduces_subgroups():
+            self.caps = replace(self.caps, features=self.caps.features | {"subgroups"})
         platform = self._device.platform
-        identity = f"{platform.name}, {platform.version}, {self.name}, {self._device.driver_version}, {_OPTIONS}"
+        identity = f"{platform.name}, {platform.version}, {self.name}, {self._device.driver_version}, {self._newest}"
         #: PoCL and NVIDIA keep what they build from source on disk themselves.
         self.binaries = None if has_src_build_cache(self._device) else KernelCache("opencl", identity)
+
+    def _options(self, source: str) -> str:
+        """Built-ins of subgroups want a newer language; everything else is written in the one that all drivers know."""
+        return f"-cl-std={self._newest if 'sub_group_' in source else 'CL1.2'}"
+
+    def _reduces_subgroups(self) -> bool:
+        """Whether a kernel that reduces over subgroups builds: drivers list the extension that do not have it all."""
+        if "cl_khr_subgroups" not in self._device.extensions.split() or self._newest == "CL1.2":
+            return False
+        source = "__kernel void probe(__global float* x) { x[0] = sub_group_reduce_add(x[get_sub_group_local_id()]); }"
+        try:
+            cl.Program(self._context, source).build(options=self._options(source), cache_dir=False)
+        except cl.Error:
+            return False
+        return True
 
     # -- memory --
 
@@ -107,7 +124,7 @@ class OpenCLDriver(Executor):
             program = self._cached(source)
             if program is None:
                 try:
-                    program = cl.Program(self._context, source).build(options=_OPTIONS, cache_dir=False)
+                    program = cl.Program(self._context, source).build(options=self._options(source), cache_dir=False)
                 except cl.Error as error:
                     raise BackendError(
                         f"backend 'opencl': kernel '{kernel.name}' does not build on '{self.name}': {error}\n{source}"
@@ -123,7 +140,7 @@ class OpenCLDriver(Executor):
         if binary is None:
             return None
         try:
-            return cl.Program(self._context, [self._device], [binary]).build(options=_OPTIONS)
+            return cl.Program(self._context, [self._device], [binary]).build(options=self._options(source))
         except cl.Error:
             return None  # a driver may refuse its own binaries after an update that kept the version: build anew
 
@@ -179,12 +196,17 @@ class OpenCLDriver(Executor):
         return getattr(error, "code", 0) in _LOST
 
 
+def _standard(device: Any) -> str:
+    """The newest OpenCL C that we write: device versions read "OpenCL 3.0 and what the vendor adds"."""
+    major = int(device.version.split()[1].partition(".")[0])
+    return "CL3.0" if major >= 3 else "CL2.0" if major == 2 else "CL1.2"
+
+
 def _caps(device: Any) -> Caps:
     words = device.extensions.split()
     features = {"i64", "storage8", "storage16", "atomics"}
     features |= {"f64", "f64_math"} if "cl_khr_fp64" in words or device.double_fp_config else set()
     features |= {"f16"} if "cl_khr_fp16" in words else set()
-    features |= {"subgroups"} if "cl_khr_subgroups" in words else set()
     cpu = bool(device.type & cl.device_type.CPU)
     return Caps(
         features=frozenset(features),

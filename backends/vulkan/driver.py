@@ -31,9 +31,10 @@ _FOREVER = 2**63 - 1
 _STAGE = 32 << 20  #: bytes copied at a time through staging memory
 _VISIBLE = vk.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | vk.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT
 _DISPATCH_BASE = 0x10  # VK_PIPELINE_CREATE_DISPATCH_BASE_BIT, which the bindings do not name
-_EIGHT, _HALF = "VK_KHR_8bit_storage", "VK_KHR_shader_float16_int8"  # core in 1.2; devices are opened as 1.1
+#: Core in 1.2; devices are opened as 1.1.
+_EIGHT, _HALF, _FLOATS = "VK_KHR_8bit_storage", "VK_KHR_shader_float16_int8", "VK_KHR_shader_float_controls"
 #: The last one must be enabled where a device has it.
-_EXTENSIONS = (_EIGHT, _HALF, "VK_KHR_portability_subset")
+_EXTENSIONS = (_EIGHT, _HALF, _FLOATS, "VK_KHR_portability_subset")
 _USES = (
     vk.VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | vk.VK_BUFFER_USAGE_TRANSFER_SRC_BIT | vk.VK_BUFFER_USAGE_TRANSFER_DST_BIT
 )
@@ -114,7 +115,8 @@ class VulkanDriver(Executor):
         On a card transfers go through staging memory: what the host sees of a card is slow to read, and often small.
         """
         local = vk.VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT
-        return self._new(size, _VISIBLE | local if self._unified else local, _VISIBLE if self._unified else 0)
+        cached = vk.VK_MEMORY_PROPERTY_HOST_CACHED_BIT  # else downloads read past the processor's caches
+        return self._new(size, _VISIBLE | local | cached if self._unified else local, _VISIBLE if self._unified else 0)
 
     def _new(self, size: int, prefer: int, need: int) -> _Memory:
         """A buffer in memory with flags *need* and as many of *prefer* as there are; raises VkError."""
@@ -211,7 +213,7 @@ class VulkanDriver(Executor):
 
     def compile(self, kernels: Sequence[Kernel]) -> list[_Pipeline]:
         self.check()
-        sources = [GlslRenderer(k).source() for k in kernels]
+        sources = [GlslRenderer(k, special="special" in self.caps.features).source() for k in kernels]
         wanted = {s: k for s, k in zip(sources, kernels, strict=True) if s not in self._pipelines}
         for source, words in assemble(list(wanted)).items():
             kernel = wanted[source]
@@ -315,6 +317,7 @@ class VulkanDriver(Executor):
         self._try("submitting", lambda: self._submit(recording.submission))
 
     def _submit(self, submission: tuple[Any, Any]) -> None:
+        vk.vkResetFences(self._device, 1, self._fences)  # here: a wait that was interrupted left it signalled
         vk.vkQueueSubmit(self._queue, 1, submission[0], self._fence)
         self._busy = True
 
@@ -327,9 +330,8 @@ class VulkanDriver(Executor):
     def _settle(self) -> None:
         """Wait for what runs; raises VkError."""
         if self._busy:
-            self._busy = False
             vk.vkWaitForFences(self._device, 1, self._fences, True, _FOREVER)
-            vk.vkResetFences(self._device, 1, self._fences)
+            self._busy = False
 
     def time(self, recording: _Recording) -> list[float]:
         """Time stamps before and after each launch, with a barrier between launches."""
@@ -429,7 +431,8 @@ def _wanted_features(physical: Any, known: frozenset[str]) -> tuple[frozenset[st
     chain = vk.VkPhysicalDeviceFeatures2(pNext=half or eight or sixteen)
     vk.vkGetPhysicalDeviceFeatures2(physical, chain)
     groups = vk.VkPhysicalDeviceSubgroupProperties()
-    more = vk.VkPhysicalDeviceProperties2(pNext=groups)
+    floats = vk.VkPhysicalDeviceFloatControlsProperties(pNext=groups) if _FLOATS in known else None
+    more = vk.VkPhysicalDeviceProperties2(pNext=floats or groups)
     vk.vkGetPhysicalDeviceProperties2(physical, more)
     arithmetic = bool(groups.supportedOperations & vk.VK_SUBGROUP_FEATURE_ARITHMETIC_BIT)
     has = {
@@ -440,6 +443,7 @@ def _wanted_features(physical: Any, known: frozenset[str]) -> tuple[frozenset[st
         "storage16": sixteen.storageBuffer16BitAccess,
         "storage8": eight is not None and eight.storageBuffer8BitAccess,
         "f16": half is not None and half.shaderFloat16,
+        "special": floats is not None and floats.shaderSignedZeroInfNanPreserveFloat32,
         "subgroups": arithmetic and groups.supportedStages & vk.VK_SHADER_STAGE_COMPUTE_BIT,
     }
     chain.features.robustBufferAccess = False  # bounds checks in every access; our tests watch the bounds instead
@@ -460,5 +464,6 @@ def _caps(limits: Any, features: frozenset[str], facts: dict[str, Any], unified:
         alignment=max(64, limits.minStorageBufferOffsetAlignment),
         lanes=1,  # GLSL has no vectors that compilers keep: items are their lanes
         cpu_like=facts["type"] == vk.VK_PHYSICAL_DEVICE_TYPE_CPU,
+        units=1 if facts["type"] == vk.VK_PHYSICAL_DEVICE_TYPE_CPU else 16,  # Vulkan does not tell
         facts=facts,
     )

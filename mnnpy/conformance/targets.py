@@ -19,7 +19,7 @@ LABELS = {
     "H": "real hardware",
 }
 #: Words in the names of devices that are programs.
-_SOFTWARE = ("pocl", "portable computing language", "cpu", "llvmpipe", "lavapipe", "swiftshader", "rusticl")
+_SOFTWARE = ("pocl", "portable computing language", "cpu", "llvmpipe", "lavapipe", "swiftshader")
 _VULKAN_GPUS = (1, 2, 3)  # VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU, DISCRETE_GPU, VIRTUAL_GPU
 _OPENCL_GPUS = ("GPU", "ACCELERATOR")
 

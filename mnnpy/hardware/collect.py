@@ -21,7 +21,7 @@ from mnnpy.conformance.perf import Timing, launch_cost, perf_cases, time_case
 from mnnpy.conformance.report import FAILING
 from mnnpy.conformance.run import Runner, run_table
 from mnnpy.conformance.targets import LABELS, Target, open_target
-from mnnpy.errors import BackendUnavailableError, InputError, MnnpyError
+from mnnpy.errors import BackendError, InputError, MnnpyError
 from mnnpy.session import Session
 
 __all__ = ["FORMAT", "collect", "find_models"]
@@ -60,10 +60,12 @@ def collect(
         note(f"{name}: opening")
         try:
             target = open_target(name)
-        except BackendUnavailableError as error:
-            devices.append({"target": name, "unavailable": str(error)})
+            found = _device(target, models, select() if cases is None else cases, timed, seconds, note)
+        except Exception as error:  # a broken driver must not cost what the other devices said
+            words = f"{type(error).__name__}: {error}" if not isinstance(error, BackendError) else str(error)
+            devices.append({"target": name, "unavailable": words})
             continue
-        devices.append(_device(target, models, select() if cases is None else cases, timed, seconds, note))
+        devices.append(found)
     return {"format": FORMAT, "made": time.strftime("%Y-%m-%d"), "machine": _machine(), "devices": devices}
 
 

@@ -168,9 +168,8 @@ def _gemm(gemm: Gemm, a: int, b: int, c: int) -> None:
         return np.frombuffer(kind.from_address(address), np.float32).reshape(shape)
 
     x = view(a, gemm.batch, gemm.m, gemm.k)
-    inner = (gemm.n, gemm.k) if gemm.transposed else (gemm.k, gemm.n)
-    y = view(b, 1 if gemm.shared else gemm.batch, *inner)
-    view(c, gemm.batch, gemm.m, gemm.n)[:] = x @ (y.swapaxes(1, 2) if gemm.transposed else y)
+    y = view(b, 1 if gemm.shared else gemm.batch, gemm.k, gemm.n)
+    view(c, gemm.batch, gemm.m, gemm.n)[:] = x @ y
 
 
 class FakeCudaError(RuntimeError):
@@ -198,7 +197,7 @@ class FakeCuda:
 
     def _check(self) -> None:
         if self.lost:
-            raise FakeCudaError("cudaErrorDeviceUnavailable: the device was lost")
+            raise FakeCudaError("cudaErrorDevicesUnavailable: the device was lost")
 
     def allocate(self, size: int) -> FakeBlock:
         self._check()
@@ -309,7 +308,7 @@ class FakeMetal:
     def contents(self, buffer: FakeBlock, size: int) -> Any:
         return buffer.bytes()[:size]
 
-    def compile(self, source: str, name: str) -> Function:
+    def compile(self, source: str, name: str, items: int) -> Function:
         try:
             return metal_function(source, name)
         except CompileError as error:

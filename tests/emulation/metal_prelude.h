@@ -5,6 +5,7 @@
 #include "simt.h"
 
 #define kernel
+#define max_total_threads_per_threadgroup(n) maybe_unused
 #define device
 #define constant const
 #define threadgroup static thread_local

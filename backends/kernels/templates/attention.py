@@ -36,9 +36,8 @@ FEW = 4
 @template("FusedAttention")
 def attention(work: Lowering, node: Node) -> None:
     """``items`` on CPU-like devices, ``groups`` elsewhere."""
-    chosen = work.algorithm(node, [name for name, _ in candidates(work, node)])
-    kernel = _Items(work, node) if chosen == "items" else _Groups(work, node)
-    kernel.launch()
+    names = work.algorithm(node, [name for name, _ in candidates(work, node)])
+    work.first_that_fits(names, lambda n: (_Items if n == "items" else _Groups)(work, node).launch())
 
 
 @choices("FusedAttention")

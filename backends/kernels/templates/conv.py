@@ -37,8 +37,8 @@ GATHERED, TRANSFORMED = 40.0, 40.0
 @template("Convolution")
 def convolution(work: Lowering, node: Node) -> None:
     """The best of ``candidates``, or what ``algorithm`` asks for."""
-    chosen = work.algorithm(node, [name for name, _ in candidates(work, node)])
-    ALGORITHMS[chosen](work, node, Geometry.of(work, node))
+    names = work.algorithm(node, [name for name, _ in candidates(work, node)])
+    work.first_that_fits(names, lambda name: ALGORITHMS[name](work, node, Geometry.of(work, node)))
 
 
 @choices("Convolution")

@@ -31,12 +31,15 @@ PACKED, LAUNCH, PLAIN, FOREIGN = 40.0, 4096.0, 20.0, 50.0
 @template("MatMul")
 def matmul(work: Lowering, node: Node) -> None:
     """Chooses a shape by device and sizes; ``algorithm`` forces one of ``ALGORITHMS``."""
-    chosen = work.algorithm(node, [name for name, _ in candidates(work, node)])
     product = _product(work, node)
-    if chosen == "library":
-        by_library(work, product, _tiles)
-    else:
-        {"packed": _packed, "tiles": _tiles, "plain": _plain}[chosen](work, product)
+
+    def make(name: str) -> None:
+        if name == "library":
+            by_library(work, product, _tiles)
+        else:
+            {"packed": _packed, "tiles": _tiles, "plain": _plain}[name](work, product)
+
+    work.first_that_fits(work.algorithm(node, [name for name, _ in candidates(work, node)]), make)
 
 
 @choices("MatMul")

@@ -236,7 +236,7 @@ def random(work: Lowering, node: Node) -> None:
             values = []
             for k in (0, 2):
                 shifted = b.let(((words[k] >> 8) + 1).cast(real) * 2.0**-24)
-                radius = b.let((-2.0 * shifted.call("log")).call("sqrt"))
+                radius = b.let((-2.0 * shifted.call("log")).max(0.0).call("sqrt"))  # log(1) may round above 0
                 angle = b.let(2.0 * math.pi * unit[k + 1])
                 values += [low + high * radius * angle.call(f) for f in ("cos", "sin")]
         for k, v in enumerate(values):

@@ -49,12 +49,18 @@ _OUTPUT: dict[int, Matrix] = {
 }  # fmt: skip
 
 
+#: The error of a sum in the transformed domain grows with its length; up to here it keeps the bar of ``normal``.
+CHANNELS = 1024
+
+
 def refusal(s: Geometry, constant: bool) -> str:
     """Why Winograd does not apply; empty where it does."""
     if s.kernel != (3, 3) or set(s.strides) | set(s.dilations) != {1}:
         return "Winograd wants 3×3 kernels of stride and dilation 1"
     if s.group != 1:
         return "Winograd wants one group"
+    if s.channels > CHANNELS:
+        return f"sums over more than {CHANNELS} channels would round too much in Winograd's domain"
     return "" if constant else "Winograd wants constant weights"
 
 
@@ -179,7 +185,7 @@ def _transform_input(work: Lowering, node: Node, s: Geometry, t: _Tiling, width:
 
 def _transform_output(work: Lowering, node: Node, s: Geometry, t: _Tiling, product: str, columns: int) -> None:
     """Outputs of one tile and channel by each item, with the epilogue; *columns*: tiles with those that fill up."""
-    local = next(n for n in (LOCAL, 16, 8, 4) if columns % n == 0)
+    local = next(n for n in (LOCAL, 16, 8, 4, 2, 1) if columns % n == 0)
     image = s.rows * s.result[0] * s.result[1]
     table = work.constant(t.table(image, t.size, (0, 0), s.result[0], columns), "starts")
     b = KernelBuilder(f"winograd{t.size}_output", (local, 1, 1))

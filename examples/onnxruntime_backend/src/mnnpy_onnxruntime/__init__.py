@@ -28,6 +28,11 @@ DTYPES = frozenset(
 OPSET = 23
 #: Execution providers that run nothing here: they send tensors to a server.
 REMOTE = frozenset({"AzureExecutionProvider"})
+#: Providers that run on hardware of their own; others (OpenVINO, oneDNN, XNNPACK …) may well be a processor.
+GPUS = frozenset(
+    f"{name}ExecutionProvider"
+    for name in ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "Dml", "CoreML", "WebGpu", "QNN")
+)
 
 
 class OnnxRuntimeBackend:
@@ -47,7 +52,7 @@ class OnnxRuntimeBackend:
         return [
             DeviceInfo(
                 self.name, p, k,
-                facts={"version": onnxruntime.__version__, "label": "R" if p == "CPUExecutionProvider" else "H"},
+                facts={"version": onnxruntime.__version__, "label": "H" if p in GPUS else "R"},
             )
             for k, p in enumerate(found)
         ]  # fmt: skip
@@ -123,9 +128,16 @@ class OnnxRuntimeDevice:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 4
         options.use_deterministic_compute = True
+        if self.info.name != "CPUExecutionProvider":  # else it would take over silently
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             content = model.SerializeToString()
-            return onnxruntime.InferenceSession(content, options, providers=[self.info.name])
+            session = onnxruntime.InferenceSession(content, options, providers=[self.info.name])
+            if session.get_providers()[0] != self.info.name:
+                raise BackendError(f"{self.info.name} could not be loaded")
+            return session
+        except BackendError:
+            raise
         except Exception as error:  # the runtime has many exception classes of its own
             raise BackendError(str(error).partition("\n")[0]) from error
 
