@@ -538,7 +538,7 @@ class Executable:
             return built[way.name]
 
         while True:
-            way, decision = chooser.choose(graph, found, prepare, feeds if spec.late is None else None)
+            way, decision = chooser.choose(graph, found, prepare, feeds)
             try:
                 plan = prepare(way)
                 break

@@ -59,10 +59,14 @@ class Decision:
     key: str = ""  #: of the record that it rests on
 
     def __str__(self) -> str:
-        runs = [f"{n} {1e3 * s:.3g} ms" for n, s in sorted(self.measured.items(), key=lambda item: item[1])]
+        runs = [f"{n} {_shown(s)}" for n, s in sorted(self.measured.items(), key=lambda item: item[1])]
         rest = sorted((s, n) for n, s in self.predicted.items() if n not in self.measured)
-        runs += [f"{n} {1e3 * s:.3g} ms predicted" for s, n in rest]
+        runs += [f"{n} {_shown(s)} predicted" for s, n in rest]
         return f"{self.way}: {self.reason} ({', '.join(runs)})"
+
+
+def _shown(seconds: float) -> str:
+    return f"{1e6 * seconds:.3g} µs" if seconds < 1e-3 else f"{1e3 * seconds:.3g} ms"
 
 
 def ways(graph: Graph, machine: Machine, precision: str, optimize: frozenset[str]) -> list[Way]:
