@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 import numpy as np
@@ -119,7 +120,10 @@ def solve(problem: Problem, nodes: int = NODES, gap: float = GAP) -> Solution | 
     everywhere = tuple(
         frozenset(d for d, s in enumerate(t.seconds) if s < inf and _alone(problem, t, d)) for t in problem.tasks
     )
-    return _Search(problem, everywhere, nodes, gap).run() if all(everywhere) else None
+    if not all(everywhere):
+        return None
+    search = _Search(problem, everywhere, nodes, gap)
+    return search.run() if any(len(a) > 1 for a in everywhere) else search.only()
 
 
 def _alone(problem: Problem, task: Task, device: int) -> bool:
@@ -200,11 +204,14 @@ class _Search:
         self.everywhere = everywhere
         self.nodes = nodes
         self.gap = gap
-        self.relaxation = _Relaxation(problem, everywhere)
         self.prices = [0.0] * len(problem.spaces)
         self.best = inf
         self.devices: Devices | None = None
         self.solved = 0
+
+    @cached_property
+    def relaxation(self) -> _Relaxation:
+        return _Relaxation(self.problem, self.everywhere)
 
     def run(self) -> Solution | None:
         first = self._solved(self.everywhere, self.prices)
@@ -230,6 +237,12 @@ class _Search:
             return None
         bound = max(bound, min(self.best, queue[0][0] if queue else inf))
         return Solution(self.devices, self.best, bound)
+
+    def only(self) -> Solution | None:
+        """Where there is nothing to choose."""
+        devices = tuple(d for a in self.everywhere for d in a)
+        seconds = cost(self.problem, devices)
+        return Solution(devices, seconds, seconds) if seconds < inf and self._fits(devices) else None
 
     def _solved(self, allowed: Allowed, prices: Sequence[float]) -> _Part | None:
         """The relaxation within *allowed*; None where nothing is possible. What it chose is kept if it fits."""

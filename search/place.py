@@ -9,7 +9,7 @@ what its neighbours do: choosing within devices first and among devices then is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from mnnpy.backends.analytic import moved_bytes, node_flops
@@ -23,7 +23,7 @@ from mnnpy.search.cost import predict
 from mnnpy.search.partition import CONTROL, HOST, STAYS, Assignment, is_host_node
 from mnnpy.search.records import Record, Records
 
-__all__ = ["Estimate", "Heavy", "Machine", "Placement", "chunks", "estimate", "family", "place"]
+__all__ = ["Board", "Estimate", "Heavy", "Machine", "Placement", "chunks", "estimate", "family", "place"]
 
 #: Ops that begin a chunk of their own; candidates are asked for these only.
 HEAVY = frozenset({"MatMul", "Convolution", "LSTM", "GRU", "RNN"})
@@ -154,30 +154,67 @@ class Placement:
 def place(
     graph: Graph, machine: Machine, view: View, precision: str, only: int | None = None, *, ask: bool = True
 ) -> Placement | None:
-    """The assignment that the cost model likes best (*only*: with that device wherever it can run).
+    """One placement of a graph: see ``Board.place``."""
+    return Board(graph, machine, view, precision).place(only, ask=ask)
 
-    None where some node runs nowhere. Without *ask* devices that try are assumed to support everything.
-    """
-    views = [view(n) for n in graph.nodes]
-    answers = _Answers(machine, views)
-    while True:
-        where = [_possible(machine, answers, k, v, graph, only) for k, v in enumerate(views)]
+
+class Board:
+    """A lowered graph in chunks and what they cost on every device, for any number of placements."""
+
+    def __init__(self, graph: Graph, machine: Machine, view: View, precision: str) -> None:
+        self._graph = graph
+        self._machine = machine
+        self._precision = precision
+        self._views = [view(n) for n in graph.nodes]
+        self._answers = _Answers(machine, self._views)
+        self._known: tuple[list[list[int]], Problem] | None = None
+
+    def place(self, only: int | None = None, *, ask: bool = True) -> Placement | None:
+        """The assignment that the cost model likes best (*only*: with that device wherever it can run).
+
+        None where some node runs nowhere. Without *ask* devices that try are assumed to support everything.
+        """
+        machine = self._machine
+        while True:
+            if self._known is None:
+                self._known = self._chunked()
+            if self._known is None:
+                return None
+            pieces, problem = self._known
+            solution = solve(problem if only is None else _staying(problem, only))
+            if solution is None:
+                return None
+            if not ask or self._answers.hold(pieces, solution.devices):
+                break
+            self._known = None
+        chosen: list[Assignment] = [Assignment(HOST, "")] * len(self._views)
+        for task, piece, device in zip(problem.tasks, pieces, solution.devices, strict=True):
+            node = self._graph.nodes[piece[0]]
+            found = Assignment(only, STAYS) if device == only else _assignment(machine, node, task, device)
+            for k in piece:
+                chosen[k] = found
+        sure = ask or not any(machine.tries[a.device] for a in chosen if a.device >= 0)
+        return Placement(tuple(chosen), solution, problem, tuple(map(tuple, pieces)), sure)
+
+    def _chunked(self) -> tuple[list[list[int]], Problem] | None:
+        """Chunks and the problem, as far as answers of devices are known; None where some node runs nowhere."""
+        graph, machine, views = self._graph, self._machine, self._views
+        where = [_possible(machine, self._answers, k, v, graph) for k, v in enumerate(views)]
         if not all(where):
             return None
         pieces = chunks(graph, where)
-        problem = _problem(graph, machine, views, where, pieces, precision)
-        solution = solve(problem)
-        if solution is None:
-            return None
-        if not ask or answers.hold(pieces, solution.devices):
-            break
-    chosen: list[Assignment] = [Assignment(HOST, "")] * len(graph.nodes)
-    for task, piece, device in zip(problem.tasks, pieces, solution.devices, strict=True):
-        found = Assignment(only, STAYS) if device == only else _assignment(machine, graph.nodes[piece[0]], task, device)
-        for k in piece:
-            chosen[k] = found
-    sure = ask or not any(machine.tries[a.device] for a in chosen if a.device >= 0)
-    return Placement(tuple(chosen), solution, problem, tuple(map(tuple, pieces)), sure)
+        return pieces, _problem(graph, machine, views, where, pieces, self._precision)
+
+
+def _staying(problem: Problem, device: int) -> Problem:
+    """The same with every task on *device* that can be there."""
+
+    def alone(task: Task) -> Task:
+        if task.seconds[device] == inf:
+            return task
+        return replace(task, seconds=tuple(s if d == device else inf for d, s in enumerate(task.seconds)))
+
+    return replace(problem, tasks=tuple(map(alone, problem.tasks)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,17 +279,13 @@ class _Answers:
         return not wrong
 
 
-def _possible(
-    machine: Machine, answers: _Answers, node: int, view: NodeView, graph: Graph, only: int | None
-) -> frozenset[int]:
+def _possible(machine: Machine, answers: _Answers, node: int, view: NodeView, graph: Graph) -> frozenset[int]:
     """Devices that can run a node; the number of devices stands for the host and the session itself."""
     host = frozenset({len(machine.devices)})
     if get_op(view.node.op).op_class is OpClass.CONTROL:
         return host
     able = [k for k in range(len(machine.devices)) if answers.assumed(k, node)]
     fast = [k for k in able if machine.peaks[k] is not None]
-    if only is not None and only in able:
-        return frozenset({only})
     if fast or able:
         return frozenset(fast or able)
     hosted = is_host_node(view.node, graph.types) or get_op(view.node.op).op_class is not OpClass.ATOMIC

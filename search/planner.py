@@ -18,12 +18,12 @@ import numpy as np
 from mnnpy.backends.base import Device, NodeView
 from mnnpy.decompose.lower import Decomposed, decompose, view_of
 from mnnpy.decompose.registry import find_rule
-from mnnpy.graph.ir import Array, Graph, Node, TensorType
+from mnnpy.graph.ir import Array, Graph, TensorType
 from mnnpy.search.agree import agree, wrong
 from mnnpy.search.measure import measure, quietly
 from mnnpy.search.observe import Tell, silent
 from mnnpy.search.partition import Assignment
-from mnnpy.search.place import Machine, Placement, family, place
+from mnnpy.search.place import Board, Machine, Placement, family
 from mnnpy.search.records import Record, Records
 
 __all__ = ["Decision", "Way", "decide", "filled", "graph_key", "made_up", "measured", "ranked", "settled", "ways"]
@@ -46,6 +46,7 @@ class Way:
     work: tuple[float, float, float] | None = None  #: of a plan of one device: what its record says of the prediction
     family: str = ""
     only: int | None = None  #: the device that it stays on
+    board: Board | None = None  #: what it was placed on
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,10 @@ def ways(graph: Graph, machine: Machine, precision: str, optimize: frozenset[str
         kinds: list[tuple[str, int | None]] = [(name, k)]
         same = next((one for one in known if one.same(device)), None)
         if same is None:
-            known.append(same := _Lowering.of(graph, device, optimize))
+            known.append(same := _Lowering.of(graph, device, machine, precision, optimize))
             kinds.append((f"{name}+", None))
         for name, only in kinds:
-            way = _way(name, same.result, machine, precision, only, ask=False)
+            way = _way(name, same.result, same.board, machine, precision, only, ask=False)
             if way is not None and not any(_equal(way, w) for w in found):
                 found.append(way)
     return ranked(found)
@@ -96,9 +97,9 @@ def ranked(found: Sequence[Way]) -> list[Way]:
 
 def settled(way: Way, machine: Machine, precision: str) -> Way | None:
     """The same way with every device asked about what it gets; None where it is none."""
-    if way.placement.sure:
+    if way.placement.sure or way.board is None:
         return way
-    return _way(way.name, way.lowered, machine, precision, way.only, ask=True)
+    return _way(way.name, way.lowered, way.board, machine, precision, way.only, ask=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,10 @@ class _Lowering:
     backend: str
     answers: tuple[tuple[NodeView, bool], ...]
     result: Decomposed
+    board: Board
 
     @staticmethod
-    def of(graph: Graph, device: Device, optimize: frozenset[str]) -> _Lowering:
+    def of(graph: Graph, device: Device, machine: Machine, precision: str, optimize: frozenset[str]) -> _Lowering:
         answers: list[tuple[NodeView, bool]] = []
 
         def claims(view: NodeView) -> bool:
@@ -119,7 +121,9 @@ class _Lowering:
 
         backend = device.info.backend
         result = decompose(graph, claims, backend, optimize=optimize)
-        return _Lowering(backend, tuple(answers), result)
+        lowered = result.graph
+        board = Board(lowered, machine, lambda n: view_of(n, lowered.types, lowered.constants), precision)
+        return _Lowering(backend, tuple(answers), result, board)
 
     def same(self, device: Device) -> bool:
         """Whether another device would have had the same rules and given the same answers."""
@@ -131,19 +135,14 @@ class _Lowering:
 
 
 def _way(
-    name: str, lowered: Decomposed, machine: Machine, precision: str, only: int | None, *, ask: bool
+    name: str, lowered: Decomposed, board: Board, machine: Machine, precision: str, only: int | None, *, ask: bool
 ) -> Way | None:
-    graph = lowered.graph
-
-    def view(node: Node) -> NodeView:
-        return view_of(node, graph.types, graph.constants)
-
-    placement = place(graph, machine, view, precision, only, ask=ask)
+    placement = board.place(only, ask=ask)
     if placement is None:
         return None
     work = None if only is None else (1.0, 1.0, placement.uncorrected(machine, precision))
     seconds = placement.solution.seconds
-    return Way(name, lowered, placement.chosen, seconds, placement, work, family(precision), only)
+    return Way(name, lowered, placement.chosen, seconds, placement, work, family(precision), only, board)
 
 
 def _equal(one: Way, other: Way) -> bool:
