@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from math import inf
 
 import numpy as np
@@ -28,7 +29,9 @@ NODES = 400
 #: Entries of the largest table of a network.
 TABLE = 1 << 20
 #: An assignment this close to the bound is good enough where a proof takes long.
-GAP = 1e-3
+GAP = 5e-3
+#: Sizes of scratch memory that are told apart, over all devices with limits.
+LEVELS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +129,25 @@ class _Relaxation:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Assignments within *allowed*: none takes less than *bound* seconds."""
+    """Assignments within *allowed* whose weights leave no device fuller than *rooms* (bytes)."""
 
-    bound: float
+    bound: float  #: no assignment of this part takes less
     allowed: Allowed
-    devices: Devices  #: what the relaxation chose
+    rooms: tuple[float, ...]
+    prices: tuple[float, ...]  #: seconds per byte of weights on each device, with which the bound was found
+    devices: Devices  #: what the relaxation chose with them
 
 
 class _Search:
-    """Prices of memory, then best first over restrictions of where tasks may go."""
+    """Best first over parts of the assignments, bounded by prices of memory."""
 
     def __init__(self, problem: Problem, everywhere: Allowed, nodes: int, gap: float) -> None:
         self.problem = problem
         self.everywhere = everywhere
         self.nodes = nodes
         self.gap = gap
-        self.prices = [0.0] * len(problem.spaces)
+        self.free = (0.0,) * len(problem.spaces)
+        self.limited = [d for d, limit in enumerate(problem.limits) if limit < inf]
         self.best = inf
         self.devices: Devices | None = None
         self.solved = 0
@@ -150,64 +156,82 @@ class _Search:
     def relaxation(self) -> _Relaxation:
         return _Relaxation(self.problem, self.everywhere)
 
-    def run(self) -> Solution | None:
-        first = self._solved(self.everywhere, self.prices)
-        if first is None:
-            return None
-        if self._fits(first.devices):
-            return Solution(first.devices, self.best, first.bound)
-        bound = max(first.bound, self._priced())
-        if self.devices is None:
-            self._repair(first.devices)
-        queue = [(bound, 0, self.everywhere)]
-        while queue and (self.solved < self.nodes or self.devices is None):
-            low, _, allowed = heapq.heappop(queue)
-            if low >= self.best * (1 - (self.gap if 4 * self.solved > self.nodes else 1e-12)):
-                heapq.heappush(queue, (low, 0, allowed))
-                break
-            part = self._solved(allowed, self._needed(allowed))
-            if part is None or part.bound >= self.best * (1 - 1e-12):
-                continue
-            for child in self._children(part):
-                heapq.heappush(queue, (max(low, part.bound), self.solved + len(queue), child))
-        if self.devices is None:
-            return None
-        bound = max(bound, min(self.best, queue[0][0] if queue else inf))
-        return Solution(self.devices, self.best, bound)
-
     def only(self) -> Solution | None:
         """Where there is nothing to choose."""
         devices = tuple(d for a in self.everywhere for d in a)
         seconds = cost(self.problem, devices)
         return Solution(devices, seconds, seconds) if seconds < inf and self._fits(devices) else None
 
-    def _solved(self, allowed: Allowed, prices: Sequence[float]) -> _Part | None:
-        """The relaxation within *allowed*; None where nothing is possible. What it chose is kept if it fits."""
-        within = self._tightened(allowed)
-        if within is None:
+    def run(self) -> Solution | None:
+        rooms = self.problem.limits or (inf,) * len(self.free)
+        first = self._part(self.everywhere, rooms, self.free)
+        if first is None:
             return None
+        if self._fits(first.devices):
+            return Solution(first.devices, self.best, first.bound)
+        self._repair(first.devices)
+        queue: list[tuple[float, int, bool, _Part]] = []
+
+        def push(part: _Part | None, priced: bool, least: float = 0.0) -> None:
+            if part is not None:
+                heapq.heappush(queue, (max(least, part.bound), self.solved + len(queue), priced, part))
+
+        for allowed, smaller in self._levels(rooms):
+            push(self._part(allowed, smaller, self.free), False)
+        while queue and (self.solved < self.nodes or self.devices is None):
+            low, _, priced, part = queue[0]
+            if low >= self.best * (1 - (self.gap if 4 * self.solved > self.nodes else 1e-12)):
+                break
+            heapq.heappop(queue)
+            if not priced:
+                push(self._priced(part), True, low)
+                continue
+            for child in self._children(part):
+                push(self._part(child, part.rooms, part.prices), False, low)
+        if self.devices is None:
+            return None
+        return Solution(self.devices, self.best, max(first.bound, min(self.best, queue[0][0] if queue else inf)))
+
+    def _levels(self, rooms: tuple[float, ...]) -> Iterator[tuple[Allowed, tuple[float, ...]]]:
+        """Parts by the largest scratch on each limited device: what needs more goes elsewhere, weights get the rest."""
+        steps = [sorted({t.scratch for t, a in zip(self.problem.tasks, self.everywhere, strict=True) if d in a})
+                 for d in self.limited]  # fmt: skip
+        most = max(1, int(LEVELS ** (1 / max(1, sum(map(bool, steps))))))
+        for chosen in product(*(_grouped(s, most) if s else [(0.0, 0.0)] for s in steps)):
+            allowed, smaller = list(self.everywhere), list(rooms)
+            for d, (low, high) in zip(self.limited, chosen, strict=True):
+                smaller[d] = rooms[d] - low
+                allowed = [
+                    a - {d} if t.scratch > high else a for t, a in zip(self.problem.tasks, allowed, strict=True)
+                ]
+            if all(allowed) and min(smaller) >= 0:
+                yield tuple(allowed), tuple(smaller)
+
+    def _part(self, allowed: Allowed, rooms: tuple[float, ...], prices: tuple[float, ...]) -> _Part | None:
+        """The relaxation with *prices*; None where nothing is possible. What it chose is kept if it fits."""
+        tight = self._tightened(allowed, rooms)
+        if tight is None:
+            return None
+        allowed, rooms, most = tight
+        prices = tuple(0.0 if m <= r else p for p, m, r in zip(prices, most, rooms, strict=True))
         self.solved += 1
-        devices = self.relaxation.solve(within, prices)
+        devices = self.relaxation.solve(allowed, prices)
         if devices is None:
             return None
         seconds = cost(self.problem, devices)
         if seconds == inf:
             return None
-        self._offer(devices, seconds)
-        bound = seconds + sum(p * self._excess(devices, d) for d, p in enumerate(prices) if p)
-        return _Part(bound if self.relaxation.exact else self._floor(within), within, devices)
+        if seconds < self.best and self._fits(devices):
+            self.best, self.devices = seconds, devices
+        bound = seconds + sum(p * self._excess(devices, rooms, d) for d, p in enumerate(prices) if p)
+        return _Part(bound if self.relaxation.exact else self._floor(allowed), allowed, rooms, prices, devices)
 
-    def _excess(self, devices: Devices, device: int) -> float:
-        """Bytes of weights on a device above its limit."""
-        own = sum(t.weights for t, d in zip(self.problem.tasks, devices, strict=True) if d == device)
-        return own - self.problem.limits[device]
+    def _excess(self, devices: Devices, rooms: Sequence[float], device: int) -> float:
+        """Bytes of weights on a device above its room."""
+        return sum(t.weights for t, d in zip(self.problem.tasks, devices, strict=True) if d == device) - rooms[device]
 
     def _fits(self, devices: Devices) -> bool:
         return all(resident(self.problem, devices, d) <= limit for d, limit in enumerate(self.problem.limits))
-
-    def _offer(self, devices: Devices, seconds: float) -> None:
-        if seconds < self.best and self._fits(devices):
-            self.best, self.devices = seconds, devices
 
     def _repair(self, devices: Devices) -> None:
         """Tasks leave devices that are too full one by one, never to return, each time the one that costs least."""
@@ -223,90 +247,84 @@ class _Search:
                 return
             _, k, devices = min(moves)
             allowed[k] = allowed[k] - {full}
-        self._offer(devices, cost(self.problem, devices))
+        self.best, self.devices = cost(self.problem, devices), devices
 
-    def _priced(self) -> float:
-        """Find prices device by device; returns the best bound seen."""
-        best = 0.0
-        for device, limit in enumerate(self.problem.limits):
-            if limit < inf:
-                best = max(best, self._price(device))
-        return best
+    def _priced(self, part: _Part) -> _Part | None:
+        """The same part with prices that bound it better."""
+        for device in self.limited:
+            if part.bound < self.best * (1 - 1e-12):
+                part = self._dearer(part, device)
+        return part
 
-    def _price(self, device: int) -> float:
-        """The price of a device that gives the best bound: where the lines of too full and of not full meet."""
+    def _dearer(self, part: _Part, device: int) -> _Part:
+        """With the best price of one device: where the lines of a too full and of a not too full choice meet."""
 
         def at(price: float) -> _Part | None:
-            return self._solved(self.everywhere, [price if d == device else p for d, p in enumerate(self.prices)])
+            prices = tuple(price if d == device else p for d, p in enumerate(part.prices))
+            return self._part(part.allowed, part.rooms, prices)
 
-        def line(part: _Part) -> tuple[float, float]:
-            """Seconds without the price, and bytes above the limit."""
-            bytes_above = self._excess(part.devices, device)
-            others = sum(p * self._excess(part.devices, d) for d, p in enumerate(self.prices) if p and d != device)
-            return cost(self.problem, part.devices) + others, bytes_above
+        def line(one: _Part) -> tuple[float, float]:
+            """Seconds without this price, and bytes above the room."""
+            above = self._excess(one.devices, one.rooms, device)
+            return one.bound - one.prices[device] * above, above
 
-        self.prices[device] = 0.0
         full = at(0.0)
-        dear = at(self._dearest())
-        if full is None or dear is None:
-            return 0.0
-        best = max(full.bound, dear.bound)
-        if self._excess(full.devices, device) <= 0 or self._excess(dear.devices, device) > 0:
-            return best
+        dear = at(self._dearest)
+        if full is None or dear is None or self._excess(full.devices, full.rooms, device) <= 0:
+            return part
+        best = max(part, full, dear, key=lambda one: one.bound)
+        if self._excess(dear.devices, dear.rooms, device) > 0:
+            return replace(part, bound=inf)  # even so it does not fit
         while self.solved < self.nodes:
             (c0, w0), (c1, w1) = line(full), line(dear)
-            price = max(0.0, (c1 - c0) / (w0 - w1))
-            middle = at(price)
+            middle = at(max(0.0, (c1 - c0) / (w0 - w1)))
             if middle is None:
                 break
-            if middle.bound > best:
-                best = middle.bound
-            self.prices[device] = price
-            if middle.bound >= c0 + price * w0 - 1e-9 * abs(c0):
+            if middle.bound > best.bound:
+                best = middle
+            if middle.bound >= c0 + middle.prices[device] * w0 - 1e-9 * abs(c0):
                 break
-            if self._excess(middle.devices, device) > 0:
+            if self._excess(middle.devices, middle.rooms, device) > 0:
                 full = middle
             else:
                 dear = middle
         return best
 
+    @cached_property
     def _dearest(self) -> float:
         """A price at which memory is used only where nothing else is possible."""
         worst = sum(max(s for s in t.seconds if s < inf) for t in self.problem.tasks)
         spaces = range(len(self.problem.latency))
-        worst += sum(max(self.problem.copy(f.size, a, b) for a in spaces for b in spaces) for f in self.problem.flows)
+        worst += sum(
+            max(self.problem.copy(f.size, a, b) for a in spaces for b in spaces) * len(self.problem.latency)
+            for f in self.problem.flows
+        )
         least = min((t.weights for t in self.problem.tasks if t.weights > 0), default=1.0)
         return 4.0 * (worst + 1e-9) / least
 
-    def _tightened(self, allowed: Allowed) -> Allowed | None:
-        """*allowed* without what pinned tasks leave no room for."""
-        found = list(allowed)
-        for d, limit in enumerate(self.problem.limits):
-            if limit == inf:
-                continue
+    def _tightened(
+        self, allowed: Allowed, rooms: tuple[float, ...]
+    ) -> tuple[Allowed, tuple[float, ...], list[float]] | None:
+        """*allowed* and *rooms* as what is pinned to a device leaves them, and the most weights that it can get."""
+        found, left, most = list(allowed), list(rooms), [0.0] * len(rooms)
+        for d in self.limited:
             pinned = [t for t, a in zip(self.problem.tasks, allowed, strict=True) if a == {d}]
             weights, scratch = sum(t.weights for t in pinned), max((t.scratch for t in pinned), default=0.0)
-            for k, (task, places) in enumerate(zip(self.problem.tasks, allowed, strict=True)):
+            limit = self.problem.limits[d]
+            left[d] = min(left[d], limit - scratch)
+            for k, (task, places) in enumerate(zip(self.problem.tasks, found, strict=True)):
                 own = 0.0 if places == {d} else task.weights
-                if d in places and weights + own + max(scratch, task.scratch) > limit:
-                    found[k] = found[k] - {d}
-        return tuple(found) if all(found) else None
-
-    def _needed(self, allowed: Allowed) -> list[float]:
-        """Prices; none for a device that cannot get too full any more."""
-        prices = list(self.prices)
-        for d, limit in enumerate(self.problem.limits):
-            most = sum(t.weights for t, a in zip(self.problem.tasks, allowed, strict=True) if d in a)
-            if most <= limit:
-                prices[d] = 0.0
-        return prices
+                if d in places and weights + own > min(left[d], limit - task.scratch):
+                    found[k] = places - {d}
+            most[d] = sum(t.weights for t, a in zip(self.problem.tasks, found, strict=True) if d in a)
+        return (tuple(found), tuple(left), most) if all(found) else None
 
     def _children(self, part: _Part) -> Iterator[Allowed]:
         """The most telling task that is undecided for a device that may get too full: it stays there, or does not."""
         tasks, limits = self.problem.tasks, self.problem.limits
-        full = [d for d, limit in enumerate(limits) if resident(self.problem, part.devices, d) > limit]
+        full = [d for d in self.limited if resident(self.problem, part.devices, d) > limits[d]]
         choices = []
-        for d in full or [d for d, p in enumerate(self.prices) if p]:
+        for d in full or self.limited:
             for k, places in enumerate(part.allowed):
                 if d in places and len(places) > 1 and tasks[k].weights + tasks[k].scratch > 0:
                     there = part.devices[k] == d
@@ -323,3 +341,9 @@ class _Search:
         saved = sum(max(b.saved) for b in self.problem.bonds)
         own = sum(min(t.seconds[d] for d in a) for t, a in zip(self.problem.tasks, allowed, strict=True))
         return max(0.0, own - saved)
+
+
+def _grouped(steps: Sequence[float], count: int) -> list[tuple[float, float]]:
+    """(smallest, largest) of at most *count* groups of neighbours."""
+    size = -(-len(steps) // count)
+    return [(steps[k], steps[min(k + size, len(steps)) - 1]) for k in range(0, len(steps), size)]
