@@ -52,7 +52,7 @@ def _devices(problem: Problem, allowed: Allowed) -> Allowed:
     """Without devices that another one is as good as for every task and every copy."""
     count, spaces = len(problem.spaces), problem.spaces
     gone: set[int] = set()
-    for a in range(count):
+    for a in reversed(range(count)):  # of two that are alike the first one stays
         for b in range(count):
             if b in gone or b == a or not _free(problem, b) or not any(a in places for places in allowed):
                 continue

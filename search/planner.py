@@ -72,21 +72,23 @@ def _shown(seconds: float) -> str:
 
 def ways(graph: Graph, machine: Machine, precision: str, optimize: frozenset[str]) -> list[Way]:
     """All ways, the one predicted to be fastest first. Devices that try were not asked yet: see ``settled``."""
-    found: list[Way] = []
     known: list[_Lowering] = []
+    kinds: list[tuple[str, int | None, _Lowering]] = []
+    mixed: list[tuple[str, int | None, _Lowering]] = []
     for k, device in enumerate(machine.devices):
         if machine.peaks[k] is None:
             continue
         name = machine.names[k]
-        kinds: list[tuple[str, int | None]] = [(name, k)]
         same = next((one for one in known if one.same(device)), None)
         if same is None:
             known.append(same := _Lowering.of(graph, device, machine, precision, optimize))
-            kinds.append((f"{name}+", None))
-        for name, only in kinds:
-            way = _way(name, same.result, same.board, machine, precision, only, ask=False)
-            if way is not None and not any(_equal(way, w) for w in found):
-                found.append(way)
+            mixed.append((f"{name}+", None, same))
+        kinds.append((name, k, same))
+    found: list[Way] = []
+    for name, only, lowering in (*kinds, *mixed):
+        way = _way(name, lowering.result, lowering.board, machine, precision, only, ask=False)
+        if way is not None and not any(_equal(way, w) for w in found):
+            found.append(way)
     return ranked(found)
 
 
