@@ -79,9 +79,11 @@ class Chooser:
                     return lambda: plan.run(given)
 
                 record = measured(found, key, self.records, run, options.seconds, now, tell)[1]
-        elif record is not None and any(w.name == record.decision for w in found):
-            tell("recalled", record.decision, min(record.samples[record.decision]), record)
-        return decide(found, record)
+            return decide(found, record)
+        way, decision = decide(found, record)
+        if way.name in decision.measured:
+            tell("recalled", way.name, decision.measured[way.name], record)
+        return way, decision
 
     def sure(self, found: Sequence[Way], names: Set[str]) -> list[Way]:
         """The ways anew, those of *names* with every device asked about what it gets."""

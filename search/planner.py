@@ -166,13 +166,18 @@ def graph_key(graph: Graph, machine: Machine, precision: str, threads: int) -> s
 
 
 def decide(found: Sequence[Way], record: Record | None) -> tuple[Way, Decision]:
-    """The way of the record where there is one, else the one predicted to be fastest; and why."""
+    """The way of the record where there is one, else the one predicted to be fastest; and why.
+
+    Corrected predictions may have done away with the way that was taken: then the best of those measured beside it.
+    """
+    ways = {w.name: w for w in found}
     predicted = {w.name: w.predicted for w in found}
-    way = None if record is None else next((w for w in found if w.name == record.decision), None)
-    if record is None or way is None:
+    times = () if record is None else record.samples.items()
+    best = {name: min(seconds) for name, seconds in times if seconds and name in ways}
+    if record is None or not best:
         return found[0], Decision(found[0].name, "cost model", predicted, {})
-    best = {name: min(times) for name, times in record.samples.items() if times and name in predicted}
-    return way, Decision(way.name, record.reason, predicted, best, record.key)
+    name = record.decision if record.decision in best else min(best, key=lambda n: best[n])
+    return ways[name], Decision(name, record.reason, predicted, best, record.key)
 
 
 def measured(

@@ -19,8 +19,8 @@ from mnnpy.graph.dtypes import DType
 from mnnpy.graph.ir import Graph, Node, TensorType, Value
 from mnnpy.search.measure import measure
 from mnnpy.search.observe import Event
-from mnnpy.search.planner import Decision, measured
-from mnnpy.search.records import Records
+from mnnpy.search.planner import Decision, decide, measured
+from mnnpy.search.records import Record, Records
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,16 @@ def test_ways_of_a_graph_whose_shapes_depend_on_data() -> None:
 def test_what_a_decision_says() -> None:
     decision = Decision("a", "fastest measured", {"c": 0.009, "b": 0.004, "a": 0.007}, {"b": 0.0062, "a": 0.0003})
     assert str(decision) == "a: fastest measured (a 300 µs, b 6.2 ms, c 9 ms predicted)"
+
+
+def test_a_way_that_is_gone_leaves_the_best_that_was_measured_beside_it() -> None:
+    ways: Any = [SimpleNamespace(name=n, predicted=s) for n, s in (("new", 0.001), ("a", 0.002), ("b", 0.003))]
+    record = Record("key", "here", {"a": [0.009, 0.008], "a+": [0.004], "b": [0.005]}, "a+", "fastest measured")
+    way, decision = decide(ways, record)
+    assert way.name == decision.way == "b"
+    assert decision.measured == {"a": 0.008, "b": 0.005}
+    assert decide(ways, replace(record, decision="a", samples={"a": [0.009], "b": [0.005]}))[0].name == "a"
+    assert decide(ways, replace(record, samples={"a+": [0.004]}))[1].reason == "cost model"
 
 
 def test_a_wrong_way_is_banned_aloud() -> None:
