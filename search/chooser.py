@@ -7,13 +7,27 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mnnpy.backends.base import Device
+from mnnpy.classes import replace
 from mnnpy.graph.ir import Graph
 from mnnpy.options import Options
+from mnnpy.search.buckets import ALIKE, nearest
 from mnnpy.search.calibrate import device_fingerprint
 from mnnpy.search.measure import now
 from mnnpy.search.observe import Observer, Task, teller
 from mnnpy.search.place import Machine
-from mnnpy.search.planner import SHORTLIST, Decision, Way, decide, graph_key, made_up, measured, ranked, settled, ways
+from mnnpy.search.planner import (
+    SHORTLIST,
+    Decision,
+    Way,
+    decide,
+    graph_key,
+    graph_sizes,
+    made_up,
+    measured,
+    ranked,
+    settled,
+    ways,
+)
 from mnnpy.search.records import Records
 from mnnpy.store import cache_folder
 
@@ -67,6 +81,7 @@ class Chooser:
         options = self.options
         key = graph_key(graph, self.machine, options.precision, options.thread_count)
         record = (self.shipped.get(key) or self.records.get(key)) if options.tune != "off" else None
+        alike = graph_sizes(graph, self.machine, options.precision, options.thread_count)
         tell = teller(self.observer, Task(key, f"graph {graph.name}", "", {w.name: w.predicted for w in found}))
         if record is None and options.seconds > 0 and len(found) > 1:
             inputs = feeds if feeds is not None else made_up(graph)
@@ -78,8 +93,11 @@ class Chooser:
                     plan = prepare(way)
                     return lambda: plan.run(given)
 
-                record = measured(found, key, self.records, run, options.seconds, now, tell)[1]
+                record = measured(found, key, self.records, run, options.seconds, now, tell, alike)[1]
             return decide(found, record)
+        if record is None and options.tune != "off":
+            record = nearest(self.shipped.values(), *alike) or self.records.near(*alike)
+            record = None if record is None else replace(record, reason=ALIKE)
         way, decision = decide(found, record)
         if way.name in decision.measured:
             tell("recalled", way.name, decision.measured[way.name], record)

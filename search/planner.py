@@ -20,13 +20,17 @@ from mnnpy.decompose.lower import Decomposed, decompose, view_of
 from mnnpy.decompose.registry import find_rule
 from mnnpy.graph.ir import Array, Graph, TensorType
 from mnnpy.search.agree import agree, wrong
+from mnnpy.search.buckets import ALIKE, buckets
 from mnnpy.search.measure import measure, quietly
 from mnnpy.search.observe import Tell, silent
 from mnnpy.search.partition import Assignment
-from mnnpy.search.place import Board, Machine, Placement, family
+from mnnpy.search.place import HEAVY, Board, Machine, Placement, family
 from mnnpy.search.records import Record, Records
 
-__all__ = ["Decision", "Way", "decide", "filled", "graph_key", "made_up", "measured", "ranked", "settled", "ways"]
+__all__ = [
+    "Decision", "Way", "decide", "filled", "graph_key", "graph_sizes", "made_up", "measured", "ranked", "settled",
+    "ways",
+]  # fmt: skip
 
 #: Ways predicted to take this much longer than the best are not measured.
 SHORTLIST = 3.0
@@ -165,6 +169,18 @@ def graph_key(graph: Graph, machine: Machine, precision: str, threads: int) -> s
     return json.dumps(["plan", digest.hexdigest(), machine.names, precision, threads], separators=(",", ":"))
 
 
+def graph_sizes(graph: Graph, machine: Machine, precision: str, threads: int) -> tuple[str, tuple[int, ...]]:
+    """A graph without its sizes (ops, weights, devices, precision, threads), and the buckets of its inputs' sizes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for node in graph.nodes:
+        weights = [graph.constants[n].shape for n in node.inputs if n in graph.constants] if node.op in HEAVY else ()
+        digest.update(repr((node.op, weights)).encode())
+    types = [v.type for v in graph.inputs]
+    ranks = [(str(t.dtype), len(t.shape or ())) if isinstance(t, TensorType) else str(t) for t in types]
+    kind = json.dumps(["plan", digest.hexdigest(), ranks, machine.names, precision, threads], separators=(",", ":"))
+    return kind, buckets(t.shape or () for t in types if isinstance(t, TensorType) and t.is_static)
+
+
 def decide(found: Sequence[Way], record: Record | None) -> tuple[Way, Decision]:
     """The way of the record where there is one, else the one predicted to be fastest; and why.
 
@@ -177,6 +193,8 @@ def decide(found: Sequence[Way], record: Record | None) -> tuple[Way, Decision]:
     if record is None or not best:
         return found[0], Decision(found[0].name, "cost model", predicted, {})
     name = record.decision if record.decision in best else min(best, key=lambda n: best[n])
+    if record.reason == ALIKE:
+        return ways[name], Decision(name, ALIKE, predicted, {})
     return ways[name], Decision(name, record.reason, predicted, best, record.key)
 
 
@@ -188,6 +206,7 @@ def measured(
     budget: float,
     clock: Callable[[], float],
     tell: Tell = silent,
+    alike: tuple[str, tuple[int, ...]] = ("", ()),
 ) -> tuple[Way, Record]:
     """Run the ways that may be fastest in turns; remember all samples and the decision.
 
@@ -224,7 +243,7 @@ def measured(
         reason += f"; banned for wrong results: {', '.join(sorted(banned))}"
     predicted = {w.name: w.predicted for w in found}
     work = {w.name: w.work for w in shortlist if w.work is not None and w.name in samples}
-    record = Record(key, records.fingerprint, samples, best, reason, predicted, work, found[0].family)
+    record = Record(key, records.fingerprint, samples, best, reason, predicted, work, found[0].family, *alike)
     records.add(record)
     tell("decided", best, min(samples[best]), record)
     return next(w for w in found if w.name == best), record

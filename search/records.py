@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnnpy.classes import dataclass, field, field_names
+from mnnpy.search.buckets import nearest
 from mnnpy.store import cache_folder
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Record:
 
     An empty *decision* marks a measurement in which nothing was chosen, such as a calibration. *work*: operations,
     bytes and seconds by the roofline alone of each candidate; *family*: what corrections are fitted to together.
+    *kind*: all of the task but its sizes, *sizes*: their buckets (see ``buckets``).
     """
 
     key: str
@@ -46,6 +48,8 @@ class Record:
     predicted: Mapping[str, float] = field(default_factory=dict)
     work: Mapping[str, Sequence[float]] = field(default_factory=dict)
     family: str = ""
+    kind: str = ""
+    sizes: Sequence[int] = ()
 
 
 def plain(record: Record) -> dict[str, Any]:
@@ -67,6 +71,8 @@ def record_of(row: Mapping[str, Any]) -> Record:
             raise ValueError("a sample is no number of seconds")
     if not isinstance(record.family, str) or any(len(w) != 3 for w in record.work.values()):
         raise ValueError("work is operations, bytes and seconds")
+    if not isinstance(record.kind, str) or not all(isinstance(n, int) for n in record.sizes):
+        raise ValueError("sizes are numbers of buckets")
     return record
 
 
@@ -83,6 +89,7 @@ class Records:
         self.path = path
         self._found: dict[str, Record] | None = None
         self._corrections: Corrections | None = None
+        self._kinds: dict[str, list[Record]] | None = None
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Record | None:
@@ -94,6 +101,15 @@ class Records:
         """All decisions on this device and build, the newest of each key."""
         with self._lock:
             return list(self._all().values())
+
+    def near(self, kind: str, sizes: Sequence[int], reach: int = 0) -> Record | None:
+        """The decision for sizes that are nearest to these, within *reach* steps of √2."""
+        with self._lock:
+            if self._kinds is None:
+                self._kinds = {}
+                for record in self._all().values():
+                    self._kinds.setdefault(record.kind, []).append(record)
+            return nearest(self._kinds.get(kind, ()), kind, sizes, reach)
 
     def corrections(self) -> Corrections:
         """What the measurements so far say about the cost model; fitted again after every new one."""
@@ -108,7 +124,7 @@ class Records:
         """Remember a decision; on disk too, where that is possible."""
         with self._lock:
             self._all()[record.key] = record
-            self._corrections = None
+            self._corrections = self._kinds = None
             if self.path is None:
                 return
             row = {"schema": SCHEMA, **plain(record)}

@@ -26,6 +26,7 @@ from mnnpy.backends.cpu.machine import fingerprint
 from mnnpy.classes import dataclass, field
 from mnnpy.graph.ir import Graph, Node, TensorType
 from mnnpy.search.agree import wrong
+from mnnpy.search.buckets import ALIKE, buckets, nearest
 from mnnpy.search.cost import Peaks, bound, predict
 from mnnpy.search.measure import measure, now
 from mnnpy.search.observe import Observer, Task, teller
@@ -101,6 +102,19 @@ def _key(view: NodeView, threads: int, isa: str) -> str:
     constant = [k for k, n in enumerate(node.inputs) if n in view.constants]
     types = [str(t) for t in (*view.inputs, *view.outputs)]
     return json.dumps([node.op, attrs, types, constant, threads, isa], separators=(",", ":"), default=str)
+
+
+def _sizes(view: NodeView, threads: int, isa: str) -> tuple[str, tuple[int, ...]]:
+    """A layer without its sizes, and the buckets of these; the weights belong to the layer."""
+    node = view.node
+    attrs = {k: v for k, v in sorted(node.attrs.items()) if k not in ("algorithm", "weight_scale")}
+    fixed = [n in view.constants for n in node.inputs]
+    weights = [str(t) for t, f in zip(view.inputs, fixed, strict=True) if f]
+    rest = [t for t, f in zip(view.inputs, fixed, strict=True) if not f and t is not None]
+    rest += [t for t in view.outputs if t is not None]
+    ranks = [(str(t.dtype), len(t.shape or ())) for t in rest]
+    kind = json.dumps([node.op, attrs, weights, fixed, ranks, threads, isa], separators=(",", ":"), default=str)
+    return kind, buckets(t.shape or () for t in rest)
 
 
 def select_algorithms(
@@ -244,8 +258,23 @@ class Selector:
             teller(self.observer, _task(key, view, ranked))("recalled", record.decision, seconds, record)
             return Choice(record.decision, record.reason, ranked[record.decision], seconds, names, key=key)
         if self.budget <= 0:
-            return Choice(best, "cost model", ranked[best], None, names, open=True)
+            return self._unmeasured(view, ranked)
         return None
+
+    def _unmeasured(self, view: NodeView, ranked: dict[str, float], *, final: bool = True) -> Choice:
+        """What a layer of similar sizes was measured to do best, else what the cost model likes."""
+        names = tuple(ranked)
+        similar = self._similar(view, 0)
+        if similar is not None and similar.decision in ranked:
+            return Choice(similar.decision, ALIKE, ranked[similar.decision], None, names, final, open=True)
+        return Choice(names[0], "cost model", ranked[names[0]], None, names, final, open=True)
+
+    def _similar(self, view: NodeView, reach: int) -> Record | None:
+        """What was measured for a layer that differs in sizes alone, and in these by *reach* steps at most."""
+        if not self.known:
+            return None
+        kind, sizes = _sizes(view, self.threads, self.isa)
+        return nearest(self.shipped.values(), kind, sizes, reach) or self.records.near(kind, sizes, reach)
 
     def _takes(self, view: NodeView, algorithm: str) -> bool:
         """Whether a kernel takes a forced algorithm that the table's conditions would leave out."""
@@ -256,9 +285,12 @@ class Selector:
         names = tuple(ranked)
         best = names[0]
         if self.budget <= 0:
-            return Choice(best, "cost model", ranked[best], None, names, final=False, open=True)
+            return self._unmeasured(view, ranked, final=False)
         begin = now()
-        shortlist = sorted((n for n in names if ranked[n] <= SHORTLIST * ranked[best]), key=lambda n: n != "direct")
+        similar = self._similar(view, 1)
+        first = similar.decision if similar is not None else best  # should time run out
+        shortlist = [n for n in names if n == first or ranked[n] <= SHORTLIST * ranked[best]]
+        shortlist.sort(key=lambda n: n != first)
         outputs: dict[str, list[Any]] = {}
         runs = _runs(view, shortlist, self.threads, self.isa, outputs)
         tell = teller(self.observer, _task(key, view, {n: ranked[n] for n in shortlist}))
@@ -267,7 +299,7 @@ class Selector:
         deadline = begin + LATE * self.budget + GRACE
         _, samples = measure(runs, self.budget * SHARE, tell=tell, bounds=bounds, deadline=deadline)
         self.budget -= now() - begin
-        banned = wrong(outputs)
+        banned = wrong(dict(sorted(outputs.items(), key=lambda item: item[0] != "direct")))
         for name in sorted(banned):
             tell("banned", name)
         right = {name: times for name, times in samples.items() if name not in banned}
@@ -279,7 +311,8 @@ class Selector:
         if len(samples) < len(shortlist):
             reason = f"{reason} before time ran out"
             return Choice(best, reason, ranked[best], min(samples[best]), names, final=False, open=True)
-        record = Record(key, self.records.fingerprint, right, best, reason, predicted, work, group)
+        kind, sizes = _sizes(view, self.threads, self.isa)
+        record = Record(key, self.records.fingerprint, right, best, reason, predicted, work, group, kind, sizes)
         self.records.add(record)
         tell("decided", best, min(samples[best]), record)
         return Choice(best, reason, ranked[best], min(samples[best]), names, key=key)
