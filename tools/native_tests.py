@@ -33,7 +33,9 @@ MISSING = 3
 COMPILERS = {"aarch64": "aarch64-linux-gnu-g++"}
 PACKAGES = "g++-aarch64-linux-gnu qemu-user-static"
 #: CPython keeps memory until the process ends, so leaks are looked for in the C++ driver only.
-ASAN = "detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1"
+#: Without detect_stack_use_after_return: GCC's substitute stack frames are aligned to 32 bytes only, and code for
+#: AVX-512 stores vectors of 64 bytes there (GCC bug 110027).
+ASAN = "detect_leaks=0:detect_stack_use_after_return=0:strict_init_order=1"
 UBSAN = "halt_on_error=1:print_stacktrace=1"
 
 
@@ -103,7 +105,7 @@ def run_driver(args: argparse.Namespace) -> int:
         command = [need(f"qemu-{args.target}-static"), "-cpu", args.cpu, *command]
     elif args.target != platform.machine():
         command = [need(f"qemu-{args.target}-static"), *command]
-    environment = {**os.environ, "UBSAN_OPTIONS": UBSAN, "ASAN_OPTIONS": "detect_stack_use_after_return=1"}
+    environment = {**os.environ, "UBSAN_OPTIONS": UBSAN, "ASAN_OPTIONS": "detect_stack_use_after_return=0"}
     return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
 
 
