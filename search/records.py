@@ -60,7 +60,8 @@ def plain(record: Record) -> dict[str, Any]:
 def record_of(row: Mapping[str, Any]) -> Record:
     """The record of plain data, without what newer versions add; raises ValueError or TypeError where it is none."""
     known = field_names(Record)
-    record = Record(**{name: value for name, value in row.items() if name in known})
+    given = {name: value for name, value in row.items() if name in known}
+    record = Record(**{**given, "sizes": tuple(given.get("sizes", ()))})
     texts = (record.key, record.fingerprint, record.decision, record.reason)
     if not all(isinstance(t, str) for t in texts):
         raise ValueError("key, fingerprint, decision and reason are texts")
@@ -164,7 +165,7 @@ class Records:
                 row = json.loads(line)
                 if row.pop("schema") == SCHEMA:
                     records.append(record_of(row))
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 bad += 1
         if bad:
             warnings.warn(f"{bad} unreadable line(s) in {self.path} were skipped", RuntimeWarning, stacklevel=2)
