@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.faults.search_worker import LAYERS, network
 from tests.unit.search_devices import Picky, branches
 
 ROOT = Path(__file__).parents[2]
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -167,15 +169,31 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, folder
     assert blocked.read_text().startswith("a file")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only to root")
-def test_a_read_only_folder(folder: Path) -> None:
-    folder.chmod(0o555)
-    try:
-        with pytest.warns(RuntimeWarning, match="cannot be written"):
-            _, kinds = tuned()
-        assert kinds == ["decided"] * LAYERS
-    finally:
-        folder.chmod(0o755)
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users here")
+def test_a_read_only_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what another user tuned in it: that counts, and what is new stays in memory."""
+    assert tuned()[1] == ["decided"] * LAYERS  # all that is imported on the way is imported now
+    kept = [line for line in (folder / "cpu.jsonl").read_bytes().splitlines() if line][:2]
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "cpu.jsonl"
+        path.write_bytes(b"\n".join(kept))
+        path.chmod(0o444)
+        Path(name).chmod(0o555)
+        monkeypatch.setenv("MNNPY_CACHE_DIR", name)
+        select.records.cache_clear()
+        root = os.geteuid() == 0
+        try:
+            if root:
+                os.seteuid(NOBODY)  # nothing is read-only to root
+            with pytest.warns(RuntimeWarning) as seen:
+                _, kinds = tuned()
+        finally:
+            if root:
+                os.seteuid(0)
+            Path(name).chmod(0o755)
+        assert sorted(kinds) == ["decided"] * (LAYERS - 2) + ["recalled"] * 2
+        assert sum(f"cannot be written to {path}" in str(w.message) for w in seen) == 1
+        assert path.read_bytes() == b"\n".join(kept)
 
 
 GARBAGE = (
