@@ -48,6 +48,8 @@ VALUE_PLAN_LIMIT = 16
 INTERPRET_AFTER = 32
 #: Seconds of a compiled run above which interpreting is not even tried: heavy work belongs to kernels.
 INTERPRET_BELOW = 2e-3
+#: Share of the time that is left which the layers of one part may take where devices are to be compared as well.
+LAYERS = 0.5
 #: Operations and bytes per second that are assumed where nothing was predicted.
 ROUGH_RATE, ROUGH_MEMORY = 5e10, 1e10
 
@@ -506,9 +508,23 @@ class Executable:
 
         return recognize(graph)
 
+    _until = 0.0  #: when the time for measuring is up
+
+    def _left(self) -> float:
+        """Seconds that are left for measuring."""
+        if self.context.options.seconds <= 0:
+            return 0.0
+        from mnnpy.search.measure import now
+
+        return max(0.0, self._until - now())
+
     def _build(self, spec: Specialized, feeds: Sequence[Any] | None = None) -> Plan | None:
         """A plan, or None where a rule asked for the value of an input (then ``_wanted`` names it)."""
         context = self.context
+        if context.options.seconds > 0:
+            from mnnpy.search.measure import now
+
+            self._until = now() + context.options.seconds
         check_memory(spec.graph, context.memory_limit)
         if context.chooser is not None:
             graph = self._recognized(spec.graph)
@@ -538,7 +554,7 @@ class Executable:
             return built[way.name]
 
         while True:
-            way, decision = chooser.choose(graph, found, prepare, feeds)
+            way, decision = chooser.choose(graph, found, prepare, feeds, self._left)
             try:
                 plan = prepare(way)
                 break
@@ -612,7 +628,7 @@ class Executable:
             part.graph,
             precision=options.precision,
             threads=options.thread_count,
-            tuning=options.seconds,
+            tuning=self._left() * (1.0 if self.context.chooser is None else LAYERS),
             records=options.tune != "off",
             optimize=options.optimize,
             algorithms=options.algorithms,

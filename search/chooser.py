@@ -72,9 +72,14 @@ class Chooser:
         return ways(graph, self.machine, self.options.precision, self.options.optimize)
 
     def choose(
-        self, graph: Graph, found: Sequence[Way], prepare: Callable[[Way], Runnable], feeds: Sequence[Any] | None
+        self,
+        graph: Graph,
+        found: Sequence[Way],
+        prepare: Callable[[Way], Runnable],
+        feeds: Sequence[Any] | None,
+        left: Callable[[], float],
     ) -> tuple[Way, Decision]:
-        """The way to take and why: recorded, measured on *feeds* where that is asked for, or predicted.
+        """The way to take and why: recorded, measured on *feeds* where there are seconds *left* for that, or predicted.
 
         A way that was not measured may turn out not to be one when it is compiled: ask about it then (``sure``).
         """
@@ -93,7 +98,7 @@ class Chooser:
                     plan = prepare(way)
                     return lambda: plan.run(given)
 
-                record = measured(found, key, self.records, run, options.seconds, now, tell, alike)[1]
+                record = measured(found, key, self.records, run, left(), now, tell, alike)[1]
             return decide(found, record)
         if record is None and options.tune != "off":
             record = nearest(self.shipped.values(), *alike) or self.records.near(*alike)

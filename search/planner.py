@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mnnpy.backends.base import Device, NodeView
+from mnnpy.classes import replace
 from mnnpy.decompose.lower import Decomposed, decompose, view_of
 from mnnpy.decompose.registry import find_rule
 from mnnpy.graph.ir import Array, Graph, TensorType
@@ -234,7 +235,7 @@ def measured(
     alive = {n: r for n, r in runs.items() if n not in banned}
     if len(alive) == 1:
         (only,) = alive
-        samples: dict[str, list[float]] = {only: [alive[only]()]}
+        samples: dict[str, list[float]] = {only: [quietly(alive[only])]}
     else:
         _, samples = measure(alive, max(0.0, until - clock()), tell=tell)
     best = min(samples, key=lambda n: min(samples[n]) * (GAIN if n.endswith("+") else 1.0))
@@ -244,7 +245,10 @@ def measured(
     predicted = {w.name: w.predicted for w in found}
     work = {w.name: w.work for w in shortlist if w.work is not None and w.name in samples}
     record = Record(key, records.fingerprint, samples, best, reason, predicted, work, found[0].family, *alike)
-    records.add(record)
+    if len(runs) < len(shortlist) and len(samples) < 2:  # time ran out before anything could be compared
+        record = replace(record, key="", reason="cost model: no time to measure")
+    else:
+        records.add(record)
     tell("decided", best, min(samples[best]), record)
     return next(w for w in found if w.name == best), record
 

@@ -213,3 +213,34 @@ def test_work_of_products_and_recurrences() -> None:
 
     assert node_flops(view("MatMul", [(7, 5), (7, 3)], (5, 3), trans_a=1)) == 2 * 7 * 5 * 3
     assert node_flops(view("LSTM", [(9, 2, 5), (1, 12, 5), (1, 12, 3)], (9, 1, 2, 3))) == 2 * 18 * 12 * 8
+
+
+def test_the_budget_of_a_plan_holds_for_all_its_parts(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part gets what the ones before it left, and half of that goes to the comparison of ways."""
+    monkeypatch.setenv("MNNPY_CACHE_DIR", str(tmp_path))
+    model, _ = branches(320)
+    peaks = Peaks({"f32": 1e11}, 1e10, 1e10)
+    one, two = Picky("one", {"Convolution"}, peaks=peaks), Picky("two", None, peaks=peaks)
+    mnnpy.Session(model, [one, two], threads=1, tune=8.0)  # type: ignore[list-item]
+    given = [s.tuning for s in (*one.compiled, *two.compiled)]
+    assert len(given) >= 2
+    assert all(0 < t <= 4.0 for t in given)
+    assert len(set(given)) == len(given)
+    one.compiled.clear()
+    mnnpy.Session(model, [one], threads=1, tune="cache", fallback=True)  # type: ignore[list-item]
+    assert [s.tuning for s in one.compiled] == [0.0] * len(one.compiled)
+
+
+def test_without_time_to_compare_nothing_is_recorded(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNNPY_CACHE_DIR", str(tmp_path))
+    model, _ = branches(64)
+    peaks = Peaks({"f32": 1e11}, 1e10, 1e10)
+
+    def reason(tune: float) -> str:
+        devices: Any = [Picky("one", None, peaks=peaks), Picky("two", None, peaks=peaks)]
+        return str(mnnpy.Session(model, devices, threads=1, tune=tune).explain().decisions[0]["reason"])
+
+    assert reason(1e-9) == "cost model: no time to measure"
+    assert not (tmp_path / "plans.jsonl").exists()
+    assert reason(5.0) == "fastest measured"
+    assert reason(1e-9) == "fastest measured"
