@@ -1,5 +1,7 @@
 // Block functions of one operand.
+#include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/elementwise.h"
 
@@ -160,18 +162,30 @@ MNNPY_INLINE void by_elements(const BlockArgs& q, F f) {
   for (int64_t k = 0; k < q.n; ++k) y[k] = f(x[k]);
 }
 
+// Two's complement: the smallest value is its own negative, products wrap. In signed types that would be undefined.
+template <class T>
+MNNPY_INLINE T negated(T x) {
+  using U = std::make_unsigned_t<T>;
+  return static_cast<T>(U(0) - static_cast<U>(x));
+}
+template <class T>
+MNNPY_INLINE T squared(T x) {
+  if constexpr (std::is_integral_v<T>) return static_cast<T>(static_cast<uint64_t>(x) * static_cast<uint64_t>(x));
+  return x * x;
+}
+
 #define MNNPY_UNARY(name, expression)                                   \
   template <class T>                                                    \
   void name(const BlockArgs& q) {                                       \
     by_elements<T>(q, [](T x) { return static_cast<T>(expression); });  \
   }
-MNNPY_UNARY(neg, T(0) - x)
+MNNPY_UNARY(neg, negated(x))
 MNNPY_UNARY(neg_float, -x)
-MNNPY_UNARY(abs_int, x < 0 ? T(0) - x : x)
+MNNPY_UNARY(abs_int, x < 0 ? negated(x) : x)
 MNNPY_UNARY(abs_float, std::fabs(x))
 MNNPY_UNARY(sign_int, (x > 0) - (x < 0))
 MNNPY_UNARY(sign_float, x > 0 ? T(1) : x < 0 ? T(-1) : x == 0 ? T(0) : x)
-MNNPY_UNARY(square_fn, x * (sizeof(T) < 4 ? static_cast<uint32_t>(x) : x))
+MNNPY_UNARY(square_fn, squared(x))
 MNNPY_UNARY(relu_fn, x < T(0) ? T(0) : x)
 MNNPY_UNARY(bit_not, ~x)
 MNNPY_UNARY(floor_fn, std::floor(x))
